@@ -1,0 +1,1 @@
+//! Nine vision papers on smalti.

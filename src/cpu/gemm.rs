@@ -1,0 +1,97 @@
+//! Matrix products on raw memory, by the `gemm` crate (AVX-512 where the processor has it).
+
+use crate::dtype::DType;
+use half::f16;
+
+/// A strided matrix in memory: element (i, j) lies at `ptr + i * row + j * column`.
+#[derive(Clone, Copy)]
+pub struct Mat<T> {
+    /// Element (0, 0).
+    pub ptr: T,
+    /// Step from row to row, in elements.
+    pub row: isize,
+    /// Step from column to column, in elements.
+    pub column: isize,
+}
+
+impl<T> Mat<T> {
+    /// A matrix with these strides.
+    pub fn new(ptr: T, row: isize, column: isize) -> Self {
+        Mat { ptr, row, column }
+    }
+
+    /// The transposed matrix, without a copy.
+    pub fn t(self) -> Self {
+        Mat { ptr: self.ptr, row: self.column, column: self.row }
+    }
+}
+
+/// Element types that the products know. bf16 goes through f32.
+pub trait GemmElement: crate::dtype::Element + crate::dtype::Float {}
+impl GemmElement for f32 {}
+impl GemmElement for f64 {}
+impl GemmElement for f16 {}
+
+/// How a product meets what stands in its destination.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Into {
+    /// dst = lhs * rhs
+    Set,
+    /// dst = dst + lhs * rhs
+    Add,
+}
+
+/// `dst (m x n) = [dst +] scale * lhs (m x k) * rhs (k x n)`. `threads`: use all of them, or stay on this one
+/// (inside a parallel section).
+///
+/// # Safety
+/// The three matrices lie in valid memory, and `dst` overlaps neither operand.
+pub unsafe fn gemm<T: GemmElement>(
+    [m, n, k]: [usize; 3],
+    dst: Mat<*mut T>,
+    lhs: Mat<*const T>,
+    rhs: Mat<*const T>,
+    scale: f64,
+    into: Into,
+    threads: bool,
+) {
+    // A task of less than some 100 microseconds is not worth waking a thread for.
+    let parallelism = if threads && m * n * k > 1 << 20 && rayon::current_num_threads() > 1 {
+        gemm::Parallelism::Rayon(0)
+    } else {
+        gemm::Parallelism::None
+    };
+    macro_rules! call {
+        ($t:ty, $one:expr, $scale:expr) => {
+            unsafe {
+                gemm::gemm::<$t>(
+                    m,
+                    n,
+                    k,
+                    dst.ptr.cast(),
+                    dst.column,
+                    dst.row,
+                    into == Into::Add,
+                    lhs.ptr.cast(),
+                    lhs.column,
+                    lhs.row,
+                    rhs.ptr.cast(),
+                    rhs.column,
+                    rhs.row,
+                    $one,
+                    $scale,
+                    false,
+                    false,
+                    false,
+                    parallelism,
+                )
+            }
+        };
+    }
+    match T::DTYPE {
+        DType::F32 => call!(f32, 1.0, scale as f32),
+        DType::F64 => call!(f64, 1.0, scale),
+        DType::F16 => call!(gemm::f16, gemm::f16::ONE, gemm::f16::from_f64(scale)),
+        other => unreachable!("GemmElement is not implemented for {other}"),
+    }
+}

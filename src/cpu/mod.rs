@@ -1,0 +1,7 @@
+//! Helpers for CPU code: buffers, threads, SIMD, matrix products. No operation lives here.
+
+pub mod elementwise;
+pub mod gemm;
+pub mod parallel;
+pub mod pool;
+pub mod simd;
