@@ -1,0 +1,392 @@
+//! Element types: as values ([`DType`]) and as Rust types ([`Element`], [`Float`], [`Real`]).
+
+use crate::cpu::simd;
+use half::{bf16, f16};
+use std::fmt;
+
+/// The type of a tensor's elements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs)]
+pub enum DType {
+    F32,
+    BF16,
+    F16,
+    F64,
+    I64,
+    I32,
+    U8,
+    Bool,
+}
+
+impl DType {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            DType::F64 | DType::I64 => 8,
+            DType::F32 | DType::I32 => 4,
+            DType::BF16 | DType::F16 => 2,
+            DType::U8 | DType::Bool => 1,
+        }
+    }
+
+    /// f32, bf16, f16 or f64.
+    pub fn is_float(self) -> bool {
+        matches!(self, DType::F32 | DType::BF16 | DType::F16 | DType::F64)
+    }
+
+    /// bf16 or f16: stored in 16 bits, computed in f32.
+    pub fn is_half(self) -> bool {
+        matches!(self, DType::BF16 | DType::F16)
+    }
+
+    /// The type in which two operands meet: floats before integers before booleans, the wider first, and f32
+    /// for bf16 with f16.
+    pub fn promote(self, other: DType) -> DType {
+        use DType::*;
+        let rank = |d| match d {
+            Bool => 0,
+            U8 => 1,
+            I32 => 2,
+            I64 => 3,
+            F16 | BF16 => 4,
+            F32 => 5,
+            F64 => 6,
+        };
+        match (self, other) {
+            (F16, BF16) | (BF16, F16) => F32,
+            (a, b) if rank(a) >= rank(b) => a,
+            (_, b) => b,
+        }
+    }
+}
+
+impl fmt::Display for DType {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            DType::F32 => "f32",
+            DType::BF16 => "bf16",
+            DType::F16 => "f16",
+            DType::F64 => "f64",
+            DType::I64 => "i64",
+            DType::I32 => "i32",
+            DType::U8 => "u8",
+            DType::Bool => "bool",
+        })
+    }
+}
+
+/// A Rust type that tensors store.
+pub trait Element: Copy + Default + Send + Sync + PartialOrd + fmt::Debug + 'static {
+    /// The same as a value.
+    const DTYPE: DType;
+    /// Exact where f64 can hold it.
+    fn to_f64(self) -> f64;
+    /// Rounds to nearest; integers truncate and saturate, booleans become `value != 0`.
+    fn from_f64(value: f64) -> Self;
+    /// Truncates floats; booleans are 0 and 1.
+    fn to_i64(self) -> i64;
+    /// Wraps as Rust's `as`; booleans become `value != 0`.
+    fn from_i64(value: i64) -> Self;
+}
+
+macro_rules! element {
+    ($($t:ty, $dtype:ident;)+) => {$(
+        impl Element for $t {
+            const DTYPE: DType = DType::$dtype;
+            #[inline(always)]
+            fn to_f64(self) -> f64 { self as f64 }
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self { value as $t }
+            #[inline(always)]
+            fn to_i64(self) -> i64 { self as i64 }
+            #[inline(always)]
+            fn from_i64(value: i64) -> Self { value as $t }
+        }
+    )+};
+}
+element!(f32, F32; f64, F64; i64, I64; i32, I32; u8, U8;);
+
+macro_rules! half_element {
+    ($($t:ty, $dtype:ident;)+) => {$(
+        impl Element for $t {
+            const DTYPE: DType = DType::$dtype;
+            #[inline(always)]
+            fn to_f64(self) -> f64 { self.to_f32() as f64 }
+            #[inline(always)]
+            fn from_f64(value: f64) -> Self { <$t>::from_f64(value) }
+            #[inline(always)]
+            fn to_i64(self) -> i64 { self.to_f32() as i64 }
+            #[inline(always)]
+            fn from_i64(value: i64) -> Self { <$t>::from_f64(value as f64) }
+        }
+    )+};
+}
+half_element!(bf16, BF16; f16, F16;);
+
+impl Element for bool {
+    const DTYPE: DType = DType::Bool;
+    #[inline(always)]
+    fn to_f64(self) -> f64 {
+        self as u8 as f64
+    }
+    #[inline(always)]
+    fn from_f64(value: f64) -> Self {
+        value != 0.0
+    }
+    #[inline(always)]
+    fn to_i64(self) -> i64 {
+        self as i64
+    }
+    #[inline(always)]
+    fn from_i64(value: i64) -> Self {
+        value != 0
+    }
+}
+
+/// A floating-point element and the type that it is computed in: itself, or f32 for the half types.
+pub trait Float: Element {
+    /// f32 or f64.
+    type Acc: Real;
+    /// Widens for computing.
+    fn acc(self) -> Self::Acc;
+    /// Rounds a result for storing.
+    fn store(value: Self::Acc) -> Self;
+}
+
+/// f32 and f64: the types that are computed in. The functions are fast and vectorise for f32, exact for f64.
+pub trait Real:
+    Float<Acc = Self>
+    + std::ops::Add<Output = Self>
+    + std::ops::Sub<Output = Self>
+    + std::ops::Mul<Output = Self>
+    + std::ops::Div<Output = Self>
+    + std::ops::Neg<Output = Self>
+    + std::ops::AddAssign
+    + std::ops::MulAssign
+    + std::iter::Sum
+    + fmt::Display
+{
+    /// 0
+    const ZERO: Self;
+    /// 1
+    const ONE: Self;
+    /// -infinity
+    const NEG_INF: Self;
+    /// Positive infinity
+    const INF: Self;
+    /// NaN
+    const NAN: Self;
+    /// A constant.
+    fn of(value: f64) -> Self;
+    /// e^x
+    fn exp(self) -> Self;
+    /// Natural logarithm.
+    fn ln(self) -> Self;
+    /// ln(1 + x)
+    fn ln_1p(self) -> Self;
+    /// Square root.
+    fn sqrt(self) -> Self;
+    /// Hyperbolic tangent.
+    fn tanh(self) -> Self;
+    /// Error function.
+    fn erf(self) -> Self;
+    /// self^exponent
+    fn powf(self, exponent: Self) -> Self;
+    /// self * a + b, rounded once where the processor can.
+    fn mul_add(self, a: Self, b: Self) -> Self;
+    /// |x|
+    fn abs(self) -> Self;
+    /// The larger; NaN if either is.
+    fn maximum(self, other: Self) -> Self;
+    /// The smaller; NaN if either is.
+    fn minimum(self, other: Self) -> Self;
+    /// Is it NaN?
+    fn is_nan(self) -> bool;
+    /// Largest integer not above.
+    fn floor(self) -> Self;
+}
+
+macro_rules! real {
+    ($t:ident, $exp:path, $tanh:path, $erf:path) => {
+        impl Float for $t {
+            type Acc = $t;
+            #[inline(always)]
+            fn acc(self) -> $t {
+                self
+            }
+            #[inline(always)]
+            fn store(value: $t) -> $t {
+                value
+            }
+        }
+        impl Real for $t {
+            const ZERO: $t = 0.0;
+            const ONE: $t = 1.0;
+            const NEG_INF: $t = $t::NEG_INFINITY;
+            const INF: $t = $t::INFINITY;
+            const NAN: $t = $t::NAN;
+            #[inline(always)]
+            fn of(value: f64) -> $t {
+                value as $t
+            }
+            #[inline(always)]
+            fn exp(self) -> $t {
+                $exp(self)
+            }
+            #[inline(always)]
+            fn ln(self) -> $t {
+                $t::ln(self)
+            }
+            #[inline(always)]
+            fn ln_1p(self) -> $t {
+                $t::ln_1p(self)
+            }
+            #[inline(always)]
+            fn sqrt(self) -> $t {
+                $t::sqrt(self)
+            }
+            #[inline(always)]
+            fn tanh(self) -> $t {
+                $tanh(self)
+            }
+            #[inline(always)]
+            fn erf(self) -> $t {
+                $erf(self)
+            }
+            #[inline(always)]
+            fn powf(self, exponent: $t) -> $t {
+                $t::powf(self, exponent)
+            }
+            #[inline(always)]
+            fn mul_add(self, a: $t, b: $t) -> $t {
+                $t::mul_add(self, a, b)
+            }
+            #[inline(always)]
+            fn abs(self) -> $t {
+                $t::abs(self)
+            }
+            #[inline(always)]
+            fn maximum(self, other: $t) -> $t {
+                if self > other || self.is_nan() { self } else { other }
+            }
+            #[inline(always)]
+            fn minimum(self, other: $t) -> $t {
+                if self < other || self.is_nan() { self } else { other }
+            }
+            #[inline(always)]
+            fn is_nan(self) -> bool {
+                $t::is_nan(self)
+            }
+            #[inline(always)]
+            fn floor(self) -> $t {
+                $t::floor(self)
+            }
+        }
+    };
+}
+real!(f32, simd::exp_f32, simd::tanh_f32, simd::erf_f32);
+real!(f64, f64::exp, f64::tanh, libm::erf);
+
+macro_rules! half_float {
+    ($($t:ty),+) => {$(
+        impl Float for $t {
+            type Acc = f32;
+            #[inline(always)]
+            fn acc(self) -> f32 { self.to_f32() }
+            #[inline(always)]
+            fn store(value: f32) -> Self { <$t>::from_f32(value) }
+        }
+    )+};
+}
+half_float!(bf16, f16);
+
+/// Runs `$body` with `$T` the Rust type of `$dtype`, any of the eight.
+#[macro_export]
+macro_rules! for_dtype {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = $crate::dtype::Bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = $crate::dtype::F16;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            $crate::DType::I64 => {
+                type $T = i64;
+                $body
+            }
+            $crate::DType::I32 => {
+                type $T = i32;
+                $body
+            }
+            $crate::DType::U8 => {
+                type $T = u8;
+                $body
+            }
+            $crate::DType::Bool => {
+                type $T = bool;
+                $body
+            }
+        }
+    };
+}
+
+/// [`for_dtype!`] over the float types; the others are an error of `$op`.
+#[macro_export]
+macro_rules! for_float {
+    ($dtype:expr, $op:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::BF16 => {
+                type $T = $crate::dtype::Bf16;
+                $body
+            }
+            $crate::DType::F16 => {
+                type $T = $crate::dtype::F16;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => $crate::bail!($op, "needs a float tensor (f32, bf16, f16, f64), got {other}"),
+        }
+    };
+}
+
+/// [`for_dtype!`] over f32 and f64; the others are an error of `$op`. For code that half types reach by way of
+/// [`Tensor::in_f32`](crate::Tensor::in_f32).
+#[macro_export]
+macro_rules! for_real {
+    ($dtype:expr, $op:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => $crate::bail!($op, "needs an f32 or f64 tensor, got {other}"),
+        }
+    };
+}
+
+/// `half::bf16`, under a name that macros can use.
+pub type Bf16 = bf16;
+/// `half::f16`, under a name that macros can use.
+pub type F16 = f16;

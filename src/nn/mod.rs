@@ -1,0 +1,5 @@
+//! Building blocks of networks: named parameters and layers.
+
+mod params;
+
+pub use params::{Param, Params};

@@ -1,0 +1,209 @@
+//! Arithmetic on two broadcast tensors, as a table.
+
+use crate::{
+    DType, Result, Tensor,
+    autograd::{Backward, Ctx, Grads},
+    cpu::elementwise,
+    dtype::{Element, Float},
+    for_dtype, for_float, on_device,
+};
+use smallvec::smallvec;
+
+/// Both operands as the dtype in which they meet.
+pub(super) fn promoted(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
+    let dtype = a.dtype().promote(b.dtype());
+    Ok((a.to_dtype(dtype)?, b.to_dtype(dtype)?))
+}
+
+/// Floats compute in their accumulator type, integers in i64.
+macro_rules! arithmetic {
+    ($op:expr, $a:expr, $b:expr, |$x:ident, $y:ident| $float:expr, $int:expr) => {{
+        let (a, b) = promoted($a, $b)?;
+        on_device!(a, $op, match a.dtype() {
+            DType::Bool => crate::bail!($op, "needs numbers, got two bool tensors"),
+            dtype if dtype.is_float() => for_float!(dtype, $op, T => {
+                elementwise::map2($op, &a, &b, |$x: T, $y: T| {
+                    let ($x, $y) = ($x.acc(), $y.acc());
+                    T::store($float)
+                })
+            }),
+            dtype => for_dtype!(dtype, T => {
+                elementwise::map2($op, &a, &b, |$x: T, $y: T| {
+                    let ($x, $y) = ($x.to_i64(), $y.to_i64());
+                    T::from_i64($int)
+                })
+            }),
+        })?
+    }};
+}
+
+impl Tensor {
+    /// self + other, broadcast.
+    ///
+    /// # Errors
+    /// If the shapes do not broadcast.
+    #[track_caller]
+    pub fn add(&self, other: &Tensor) -> Result<Tensor> {
+        let y = arithmetic!("add", self, other, |a, b| a + b, a.wrapping_add(b));
+        y.record([self, other], Add)
+    }
+
+    /// self - other, broadcast.
+    ///
+    /// # Errors
+    /// If the shapes do not broadcast.
+    #[track_caller]
+    pub fn sub(&self, other: &Tensor) -> Result<Tensor> {
+        let y = arithmetic!("sub", self, other, |a, b| a - b, a.wrapping_sub(b));
+        y.record([self, other], Sub)
+    }
+
+    /// self * other, broadcast.
+    ///
+    /// # Errors
+    /// If the shapes do not broadcast.
+    #[track_caller]
+    pub fn mul(&self, other: &Tensor) -> Result<Tensor> {
+        let y = arithmetic!("mul", self, other, |a, b| a * b, a.wrapping_mul(b));
+        y.record([self, other], Mul { a: saved(self, other), b: saved(other, self) })
+    }
+
+    /// self / other, broadcast. Integers are divided as f32.
+    ///
+    /// # Errors
+    /// If the shapes do not broadcast.
+    #[track_caller]
+    pub fn div(&self, other: &Tensor) -> Result<Tensor> {
+        if !self.dtype().is_float() && !other.dtype().is_float() {
+            return self.to_dtype(DType::F32)?.div(other);
+        }
+        let y = arithmetic!("div", self, other, |a, b| a / b, a / b);
+        y.record([self, other], Div { a: saved(self, other), b: other.clone() })
+    }
+
+    /// self + value
+    ///
+    /// # Errors
+    /// None for numeric tensors.
+    #[track_caller]
+    pub fn add_scalar(&self, value: f64) -> Result<Tensor> {
+        self.add(&Tensor::full((), value, self.dtype())?)
+    }
+
+    /// self * value
+    ///
+    /// # Errors
+    /// None for numeric tensors.
+    #[track_caller]
+    pub fn mul_scalar(&self, value: f64) -> Result<Tensor> {
+        self.mul(&Tensor::full((), value, self.dtype())?)
+    }
+
+    /// self + other where this tensor's buffer is taken over if nobody else sees it.
+    pub(crate) fn accumulate(mut self, other: &Tensor) -> Result<Tensor> {
+        let plain = !self.tracked() && !other.tracked() && self.shape() == other.shape();
+        let done = plain
+            && self.dtype() == other.dtype()
+            && on_device!(
+                self,
+                "add",
+                for_float!(self.dtype(), "add", T => {
+                    Ok(elementwise::update(&mut self, other, |a: T, b: T| T::store(a.acc() + b.acc())))
+                })
+            )?;
+        if done { Ok(self) } else { self.add(other) }
+    }
+}
+
+/// `x`, kept only if the gradient of `with` will ask for it.
+fn saved(x: &Tensor, with: &Tensor) -> Option<Tensor> {
+    with.tracked().then(|| x.clone())
+}
+
+/// A saved tensor, or the error that the engine asked for a gradient that `record` was not told of.
+pub(super) fn kept<'a>(op: &'static str, t: &'a Option<Tensor>) -> Result<&'a Tensor> {
+    t.as_ref().ok_or_else(|| crate::Error::msg(format!("{op}: internal: a saved tensor is missing")))
+}
+
+struct Add;
+impl Backward for Add {
+    const NAME: &'static str = "add";
+    const TWICE: bool = true;
+    fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
+        Ok(smallvec![ctx.grad(0, || Ok(grad.clone()))?, ctx.grad(1, || Ok(grad.clone()))?])
+    }
+}
+
+struct Sub;
+impl Backward for Sub {
+    const NAME: &'static str = "sub";
+    const TWICE: bool = true;
+    fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
+        Ok(smallvec![ctx.grad(0, || Ok(grad.clone()))?, ctx.grad(1, || grad.neg())?])
+    }
+}
+
+struct Mul {
+    a: Option<Tensor>,
+    b: Option<Tensor>,
+}
+impl Backward for Mul {
+    const NAME: &'static str = "mul";
+    const TWICE: bool = true;
+    fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
+        Ok(smallvec![
+            ctx.grad(0, || grad.mul(kept(Self::NAME, &self.b)?))?,
+            ctx.grad(1, || grad.mul(kept(Self::NAME, &self.a)?))?
+        ])
+    }
+}
+
+struct Div {
+    a: Option<Tensor>,
+    b: Tensor,
+}
+impl Backward for Div {
+    const NAME: &'static str = "div";
+    const TWICE: bool = true;
+    fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
+        let a = ctx.grad(0, || grad.div(&self.b))?;
+        let b = ctx.grad(1, || {
+            let a = kept(Self::NAME, &self.a)?;
+            grad.mul(&a.div(&self.b)?.div(&self.b)?)?.neg()
+        })?;
+        Ok(smallvec![a, b])
+    }
+}
+
+macro_rules! comparison {
+    ($($(#[$doc:meta])* $name:ident($op:tt))+) => {
+        impl Tensor {$(
+            $(#[$doc])*
+            ///
+            /// # Errors
+            /// If the shapes do not broadcast.
+            #[track_caller]
+            pub fn $name(&self, other: &Tensor) -> Result<Tensor> {
+                let (a, b) = promoted(self, other)?;
+                on_device!(a, stringify!($name), for_dtype!(a.dtype(), T => {
+                    elementwise::map2(stringify!($name), &a, &b, |x: T, y: T| x $op y)
+                }))
+            }
+        )+}
+    };
+}
+
+comparison! {
+    /// self == other, as bool.
+    eq(==)
+    /// self != other, as bool.
+    ne(!=)
+    /// self < other, as bool.
+    lt(<)
+    /// self <= other, as bool.
+    le(<=)
+    /// self > other, as bool.
+    gt(>)
+    /// self >= other, as bool.
+    ge(>=)
+}

@@ -1,0 +1,8 @@
+//! One file or folder an operation family: API, saved state, backward, CPU code, tests.
+
+mod binary;
+mod cast;
+mod create;
+mod reduce;
+mod unary;
+mod view;
