@@ -150,11 +150,10 @@ def measure(name, workers, options):
         answer = worker.ask(case=name, like=options.variants)
         result = results[peer] = {key: answer[key] for key in ("unsupported", "error") if key in answer}
         result["variants"] = answer.get("variants", [])
+        note(f"  {peer} ready" if result["variants"] else f"  {peer}: {next(iter(answer.values()))}")
         for index, variant in enumerate(result["variants"]):
             variant["times"] = []
             turns.append((peer, worker, index, variant))
-        if "error" in result:
-            note(f"  {peer}: {result['error']}")
     for _ in range(options.rounds):
         for peer, worker, index, variant in turns:
             time.sleep(options.settle)  # threads of the last one stop spinning
@@ -175,8 +174,8 @@ def measure(name, workers, options):
         for v in result["variants"]:
             v["median"], v["best"] = statistics.median(v["times"]), min(v["times"])
             v["agrees"] = agrees(v["check"], results)
-        shown = ", ".join(f"{v['name']} {v['median'] * 1e3:.3f} ms" for v in result["variants"])
-        note(f"  {peer}: {shown or result.get('unsupported') or result.get('error')}")
+        if result["variants"]:
+            note(f"  {peer}: " + ", ".join(f"{v['name']} {v['median'] * 1e3:.3f} ms" for v in result["variants"]))
     return results
 
 
@@ -206,7 +205,8 @@ def machine():
     field = lambda key: next((l.split(":", 1)[1].strip() for l in info.splitlines() if l.startswith(key)), "?")
     wanted = ["avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile"]
     flags = [f for f in wanted if f in field("flags").split()]
-    return f"{field('model name')}, {os.cpu_count()} cores, {' '.join(flags)}"
+    model = f"{field('model name')} (family {field('cpu family')}, model {field('model	')})"
+    return f"{model}, {os.cpu_count()} cores, {' '.join(flags)}"
 
 
 # ---- the report
@@ -297,6 +297,13 @@ def report(data):
     return "\n".join(out)
 
 
+def save(data, loads, out):
+    """After every case, so that a run that is cut short leaves what it has."""
+    data["load"], data["load_highest"] = [loads[0], loads[-1]], max(loads)
+    out.with_suffix(".json").write_text(json.dumps(data, indent=1))
+    out.write_text(report(data))
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch-venv", help="virtual environment that has torch")
@@ -355,15 +362,14 @@ def main():
         results = measure(name, workers, options)
         loads.append(os.getloadavg()[0])
         data["cases"].append({"name": name, "title": title, "gflop": gflop, "results": results})
+        save(data, loads, out)
     for worker in workers.values():
         worker.stop()
     for c in data["cases"]:
         if c["name"] in MEMORY_CASES and not options.no_memory:
             note(f"{c['name']}: memory")
             measure_memory(c["name"], c["results"], options)
-    data["load"], data["load_highest"] = [loads[0], os.getloadavg()[0]], max(loads)
-    out.with_suffix(".json").write_text(json.dumps(data, indent=1))
-    out.write_text(report(data))
+    save(data, loads, out)
     note(f"wrote {out}")
 
 
