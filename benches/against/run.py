@@ -326,6 +326,8 @@ def main():
     if options.report:
         runs = [json.loads(pathlib.Path(p).read_text()) for p in options.report]
         data = runs[-1]
+        data["versions"] = {p: v for run in runs for p, v in run["versions"].items()}
+        data["peers"] = [p for p in PEERS if p in data["versions"]]
         cases = {c["name"]: c for run in runs for c in run["cases"]}
         data["cases"] = [cases[name] for name, _, _ in CASES if name in cases]
         out.write_text(report(data))
