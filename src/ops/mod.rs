@@ -3,6 +3,8 @@
 mod binary;
 mod cast;
 mod create;
+mod linear;
+mod matmul;
 mod reduce;
 mod unary;
 mod view;
