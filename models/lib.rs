@@ -1,1 +1,3 @@
 //! Nine vision papers on smalti.
+
+pub mod data;
