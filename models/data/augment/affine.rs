@@ -66,26 +66,42 @@ fn bilinear(image: &RgbImage, x: f64, y: f64) -> [u8; 3] {
     })
 }
 
+/// Three channels. Doubles, as in Pillow: results are cut to whole levels, which floats would miss at times.
+type Lanes = [f64; 3];
+
 /// Cubic through four values at -1, 0, 1, 2 with a = -1.
-fn cubic(v: [f64; 4], d: f64) -> f64 {
-    let p2 = -v[0] + v[2];
-    let p3 = 2.0 * (v[0] - v[1]) + v[2] - v[3];
-    let p4 = -v[0] + v[1] - v[2] + v[3];
-    v[1] + d * (p2 + d * (p3 + d * p4))
+#[inline(always)]
+fn cubic([v0, v1, v2, v3]: [Lanes; 4], d: f64) -> Lanes {
+    let mut result = [0.0; 3];
+    for c in 0..3 {
+        let p2 = v2[c] - v0[c];
+        let p3 = 2.0 * (v0[c] - v1[c]) + v2[c] - v3[c];
+        let p4 = v1[c] - v0[c] - v2[c] + v3[c];
+        result[c] = v1[c] + d * (p2 + d * (p3 + d * p4));
+    }
+    result
 }
 
+#[inline(always)]
 fn bicubic(image: &RgbImage, x: f64, y: f64) -> [u8; 3] {
+    // Neither is below -½, so adding 1 makes the cut to a whole number a floor, without the call.
     let (x, y) = (x - 0.5, y - 0.5);
-    let (dx, dy) = (x - x.floor(), y - y.floor());
-    let columns = taps::<4>(x.floor() as i64 - 1, image.width());
-    let rows = taps::<4>(y.floor() as i64 - 1, image.height());
-    let stride = image.width() as usize;
-    std::array::from_fn(|c| {
-        let lines = rows.map(|row| {
-            cubic(columns.map(|column| f64::from(image.as_raw()[(row * stride + column) * 3 + c])), dx)
-        });
-        cubic(lines, dy) as u8
-    })
+    let (left, top) = ((x + 1.0) as i64 - 1, (y + 1.0) as i64 - 1);
+    let (dx, dy) = (x - left as f64, y - top as f64);
+    let rows = taps::<4>(top - 1, image.height());
+    let columns = taps::<4>(left - 1, image.width());
+    let (pixels, stride) = (image.as_raw().as_slice(), image.width() as usize * 3);
+    let mut lines = [[0.0; 3]; 4];
+    for (line, row) in lines.iter_mut().zip(rows) {
+        let row = &pixels[row * stride..][..stride];
+        let mut v = [[0.0; 3]; 4];
+        for (value, column) in v.iter_mut().zip(columns) {
+            let p = &row[column * 3..][..3];
+            *value = [f64::from(p[0]), f64::from(p[1]), f64::from(p[2])];
+        }
+        *line = cubic(v, dx);
+    }
+    cubic(lines, dy).map(|v| v as u8)
 }
 
 /// Shifts by a whole number of pixels, up to `padding` each way and axis; what comes in has colour `fill`. The
