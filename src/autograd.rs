@@ -41,6 +41,7 @@ pub struct Ctx<'a> {
     node: &'a Arc<Node>,
     create_graph: bool,
     leaves: RefCell<Vec<(u64, Tensor)>>,
+    waiting: RefCell<&'a mut HashMap<u64, Tensor>>,
 }
 
 impl Ctx<'_> {
@@ -61,6 +62,15 @@ impl Ctx<'_> {
     /// in the graph again if a second derivative is wanted.
     pub fn output(&self, saved: &Tensor) -> Tensor {
         if self.create_graph { saved.with_edge(Some(Edge::Node(self.node.clone()))) } else { saved.clone() }
+    }
+
+    /// Takes out what other paths have sent to input `i` so far. A rule that asks must add it to what it returns
+    /// for `i`: a fused kernel does so while it writes, which saves the engine a pass over memory.
+    pub fn take_pending(&self, i: usize) -> Option<Tensor> {
+        match self.node.inputs.get(i)?.edge.as_ref()? {
+            Edge::Node(node) => self.waiting.borrow_mut().remove(&node.id),
+            Edge::Leaf(_) => None,
+        }
     }
 
     /// Adds to the gradient of a leaf that is not among the inputs: for operations that run a graph of their own.
@@ -423,7 +433,8 @@ impl<'a> Engine<'a> {
         if create_graph && !rule.twice() {
             return Err(Error::NoSecondOrder { op: node.name });
         }
-        let ctx = Ctx { node, create_graph, leaves: RefCell::default() };
+        let waiting = RefCell::new(&mut self.waiting);
+        let ctx = Ctx { node, create_graph, leaves: RefCell::default(), waiting };
         let grads = rule.run(&grad, &ctx)?;
         drop((rule, grad));
         for (id, grad) in ctx.leaves.into_inner() {

@@ -39,6 +39,11 @@ impl DType {
         matches!(self, DType::BF16 | DType::F16)
     }
 
+    /// The dtype that floats of this one are computed in: f32 for the half types, else itself.
+    pub fn computed_in(self) -> DType {
+        if self.is_half() { DType::F32 } else { self }
+    }
+
     /// The type in which two operands meet: floats before integers before booleans, the wider first, and f32
     /// for bf16 with f16.
     pub fn promote(self, other: DType) -> DType {

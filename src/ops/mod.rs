@@ -5,6 +5,7 @@ mod cast;
 mod create;
 mod linear;
 mod matmul;
+mod layer_norm;
 mod reduce;
 mod unary;
 mod view;
