@@ -1,3 +1,4 @@
 //! Nine vision papers on smalti.
 
 pub mod data;
+pub mod train;

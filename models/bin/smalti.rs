@@ -1,2 +1,57 @@
 //! The command line.
-fn main() {}
+
+mod recipes;
+
+use clap::{Parser, Subcommand};
+use smalti::{Device, Error, Result};
+use std::process::ExitCode;
+
+/// Vision papers on smalti: training, evaluation, checkpoints.
+#[derive(Parser)]
+#[command(name = "smalti", version, arg_required_else_help = true)]
+struct Cli {
+    /// Number of threads; all cores if not given. Results do not depend on it.
+    #[arg(long, global = true, value_name = "N")]
+    threads: Option<usize>,
+    /// cpu, or cuda:N
+    #[arg(long, global = true, default_value = "cpu")]
+    device: String,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Lists the built-in recipes, or prints one.
+    Recipes {
+        /// Which one to print.
+        name: Option<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(&Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {}", error.to_string().lines().collect::<Vec<_>>().join(" "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: &Cli) -> Result<ExitCode> {
+    set_threads(cli.threads)?;
+    Device::parse(&cli.device)?;
+    match &cli.command {
+        Command::Recipes { name } => recipes::run(name.as_deref()),
+    }
+}
+
+/// The main thread works too, so that `--threads 1` means one thread.
+fn set_threads(threads: Option<usize>) -> Result<()> {
+    if threads == Some(0) {
+        return Err(Error::msg("--threads: needs at least 1"));
+    }
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).use_current_thread();
+    pool.build_global().map_err(|e| Error::msg(format!("--threads: {e}")))
+}
