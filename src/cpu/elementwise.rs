@@ -125,7 +125,7 @@ pub fn dense_strides(shape: &[usize], order: &[usize]) -> Strides {
 }
 
 /// The memory order for a result: that of the first operand of full size without repeats, else row-major.
-fn result_order(shape: &[usize], operands: &[&Tensor]) -> Dims {
+pub fn result_order(shape: &[usize], operands: &[&Tensor]) -> Dims {
     for t in operands {
         if t.shape() == shape && t.strides().iter().zip(shape).all(|(&s, &n)| s != 0 || n == 1) {
             return memory_order(shape, t.strides());
@@ -238,21 +238,34 @@ pub fn map3<A: Element, B: Element, C: Element, R: Element>(
 
 /// Row-major copy of a view.
 pub fn contiguous<T: Element>(a: &Tensor, op: &'static str) -> Tensor {
-    let shape = Dims::from_slice(a.shape());
-    let strides = crate::shape::contiguous_strides(&shape);
-    let mut out = CpuVec::<T>::new(count(&shape));
-    let order: Dims = (0..shape.len()).collect();
-    let plan = Loop::<2>::new(&shape, &order, [a.strides(), &strides]);
+    Tensor::from_cpu(to_vec::<T>(a), a.shape(), op)
+}
+
+/// The elements of a view in row-major order.
+pub fn to_vec<T: Element>(a: &Tensor) -> CpuVec<T> {
+    let mut out = CpuVec::<T>::new(a.numel());
+    let order: Dims = (0..a.rank()).collect();
+    unsafe { copy_into(a, SharedMut::new(&mut out), &crate::shape::contiguous_strides(a.shape()), &order) };
+    out
+}
+
+/// Copies a view to where `strides` put its elements from `target` on, visiting its dimensions in `order`.
+///
+/// # Safety
+/// The places lie within the target's allocation, do not coincide, and nobody else touches them meanwhile.
+pub unsafe fn copy_into<T: Element>(a: &Tensor, target: SharedMut<T>, strides: &[isize], order: &[usize]) {
+    let plan = Loop::<2>::new(a.shape(), order, [a.strides(), strides]);
     let steps = plan.inner();
-    let (target, source) = (SharedMut::new(&mut out), super::parallel::Shared(a.cpu_ptr::<T>()));
+    let source = super::parallel::Shared(a.cpu_ptr::<T>());
     plan.par_rows(|[from, to], n| unsafe {
         let (from, to) = (source.ptr().offset(from), target.ptr().offset(to));
         match steps {
-            [1, _] => std::ptr::copy_nonoverlapping(from, to, n),
-            [s, _] => (0..n).for_each(|i| *to.add(i) = *from.offset(i as isize * s)),
+            [1, 1] => std::ptr::copy_nonoverlapping(from, to, n),
+            [0, 1] => std::slice::from_raw_parts_mut(to, n).fill(*from),
+            [s, 1] => (0..n).for_each(|i| *to.add(i) = *from.offset(i as isize * s)),
+            [s, t] => (0..n as isize).for_each(|i| *to.offset(i * t) = *from.offset(i * s)),
         }
     });
-    Tensor::from_cpu_strided(out, shape, strides, op)
 }
 
 /// `f(&mut sum[i], x[i])` in place: `sum` is contiguous and unshared, `x` any view of the same shape. Returns

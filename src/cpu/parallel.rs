@@ -47,6 +47,14 @@ impl<T> SharedMut<T> {
         unsafe { std::slice::from_raw_parts_mut(self.0.add(range.start), range.len()) }
     }
 
+    /// The same memory from element `offset` on.
+    ///
+    /// # Safety
+    /// The element lies within the slice or at its end.
+    pub unsafe fn from(&self, offset: isize) -> Self {
+        SharedMut(unsafe { self.0.offset(offset) })
+    }
+
     /// The raw pointer.
     #[inline(always)]
     pub fn ptr(&self) -> *mut T {

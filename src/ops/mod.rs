@@ -2,10 +2,14 @@
 
 mod binary;
 mod cast;
+mod cat;
 mod create;
+mod gather;
 mod linear;
 mod matmul;
 mod layer_norm;
 mod reduce;
+mod scatter;
+mod sort;
 mod unary;
 mod view;

@@ -388,11 +388,7 @@ impl Backward for Unslice {
 mod cpu {
     use super::*;
     use crate::{
-        cpu::{
-            elementwise::Loop,
-            parallel::{Shared, SharedMut},
-            pool::CpuVec,
-        },
+        cpu::{parallel::SharedMut, pool::CpuVec},
         dtype::Element,
         shape::contiguous_strides,
     };
@@ -409,14 +405,11 @@ mod cpu {
         let offset = start as isize * strides[dim];
         strides[dim] *= step as isize;
         let order: Dims = (0..from.len()).collect();
-        let plan = Loop::<2>::new(grad.shape(), &order, [grad.strides(), &strides]);
-        let [s, t] = plan.inner();
-        let (source, target) = (Shared(grad.cpu_ptr::<T>()), SharedMut::new(&mut out));
         if grad.numel() > 0 {
-            plan.par_rows(|[a, b], n| unsafe {
-                let (a, b) = (source.ptr().offset(a), target.ptr().offset(offset + b));
-                (0..n as isize).for_each(|i| *b.offset(i * t) = *a.offset(i * s));
-            });
+            unsafe {
+                let target = SharedMut::new(&mut out).from(offset);
+                elementwise::copy_into::<T>(grad, target, &strides, &order);
+            }
         }
         Tensor::from_cpu(out, from, "slice backward")
     }

@@ -1,0 +1,164 @@
+//! Order along a dimension: sort, argsort, topk. The values are gathered with the indices, which gives them
+//! their gradient.
+
+use crate::{DType, Dim, Result, Tensor, ensure, for_dtype, on_device};
+
+impl Tensor {
+    /// Values in order along `dim`, and where they stood (i64). Stable in both directions; NaN counts as the
+    /// largest.
+    ///
+    /// # Errors
+    /// If there is no such dimension.
+    #[track_caller]
+    pub fn sort(&self, dim: impl Dim, descending: bool) -> Result<(Tensor, Tensor)> {
+        let dim = dim.of("sort", self)?;
+        let index = self.order("sort", dim, None, descending)?;
+        Ok((self.gather(dim, &index)?, index))
+    }
+
+    /// Where the values in order along `dim` stand (i64). Stable in both directions; NaN counts as the largest.
+    ///
+    /// # Errors
+    /// If there is no such dimension.
+    #[track_caller]
+    pub fn argsort(&self, dim: impl Dim, descending: bool) -> Result<Tensor> {
+        let dim = dim.of("argsort", self)?;
+        self.order("argsort", dim, None, descending)
+    }
+
+    /// The `k` largest (or smallest) values along `dim` in order, and where they stood (i64). Of equal values
+    /// the first is taken; NaN counts as the largest.
+    ///
+    /// # Errors
+    /// If the dimension has fewer than `k` elements.
+    #[track_caller]
+    pub fn topk(&self, k: usize, dim: impl Dim, largest: bool) -> Result<(Tensor, Tensor)> {
+        let dim = dim.of("topk", self)?;
+        let n = self.dim(dim)?;
+        ensure!(k <= n, "topk", "asked for {k} of the {n} elements of dimension {dim}");
+        let index = self.order("topk", dim, Some(k), largest)?;
+        let values = if self.rank() == 0 && k == 0 {
+            self.reshape([1])?.narrow(0, 0, 0)?
+        } else {
+            self.gather(dim, &index)?
+        };
+        Ok((values, index))
+    }
+
+    /// Indices of the first `k` (all if `None`) elements in order.
+    #[track_caller]
+    fn order(&self, op: &'static str, dim: usize, k: Option<usize>, descending: bool) -> Result<Tensor> {
+        if self.rank() == 0 {
+            return if k == Some(0) { Tensor::zeros([0], DType::I64) } else { Tensor::zeros((), DType::I64) };
+        }
+        let (k, last) = (k.unwrap_or(self.shape()[dim]), self.rank() - 1);
+        let lines = self.detach().transpose(dim, last)?.contiguous()?;
+        let index = on_device!(
+            self,
+            op,
+            for_dtype!(self.dtype(), T => Ok(cpu::order::<T>(&lines, k, descending, op)))
+        )?;
+        index.transpose(dim, last)
+    }
+}
+
+mod cpu {
+    use super::*;
+    use crate::{
+        cpu::{
+            parallel::{GRAIN, Shared, SharedMut, for_ranges},
+            pool::CpuVec,
+        },
+        dtype::Element,
+        shape::Dims,
+    };
+    use rayon::slice::ParallelSliceMut;
+
+    /// A number whose order is that of the elements: NaN last, both zeros equal.
+    fn key<T: Element>(value: T) -> u64 {
+        if T::DTYPE.is_float() {
+            let value = value.to_f64() + 0.0;
+            let bits = value.to_bits();
+            match value {
+                _ if value.is_nan() => u64::MAX,
+                _ if bits >> 63 == 0 => bits | 1 << 63,
+                _ => !bits,
+            }
+        } else {
+            value.to_i64() as u64 ^ 1 << 63
+        }
+    }
+
+    /// Per line of the last dimension, the indices of its first `k` elements in order. Sorting pairs of key and
+    /// index makes every pair unique, so that an unstable sort gives the stable order.
+    pub fn order<T: Element>(x: &Tensor, k: usize, descending: bool, op: &'static str) -> Tensor {
+        let mut shape = Dims::from_slice(x.shape());
+        let n = shape[shape.len() - 1];
+        *shape.last_mut().unwrap_or(&mut 0) = k;
+        let lines = x.numel() / n.max(1);
+        let mut out = CpuVec::<i64>::new(lines * k);
+        let (source, target) = (Shared(x.cpu_ptr::<T>()), SharedMut::new(&mut out));
+        let flip = if descending { u64::MAX } else { 0 };
+        for_ranges(if k == 0 { 0 } else { lines }, GRAIN / 16 / n.max(1), |range| {
+            let mut pairs: Vec<(u64, usize)> = Vec::with_capacity(n);
+            for line in range {
+                let values = unsafe { std::slice::from_raw_parts(source.ptr().add(line * n), n) };
+                pairs.clear();
+                pairs.extend(values.iter().enumerate().map(|(i, &v)| (key(v) ^ flip, i)));
+                if k < n {
+                    pairs.select_nth_unstable(k - 1);
+                }
+                if k > 4 * GRAIN {
+                    pairs[..k].par_sort_unstable()
+                } else {
+                    pairs[..k].sort_unstable()
+                }
+                let to = unsafe { target.slice(line * k..(line + 1) * k) };
+                to.iter_mut().zip(&pairs).for_each(|(to, &(_, i))| *to = i as i64);
+            }
+        });
+        Tensor::from_cpu(out, shape, op)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Rng, gradcheck};
+
+    #[test]
+    fn stable_with_nan_largest() -> Result<()> {
+        let values = [1.0, f32::NAN, -0.0, 0.0, f32::INFINITY, -1.0, 1.0, f32::NEG_INFINITY];
+        for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+            let x = Tensor::from_slice(&values, [8])?.to_dtype(dtype)?;
+            assert_eq!(x.argsort(0, false)?.to_vec::<i64>()?, [7, 5, 2, 3, 0, 6, 4, 1]);
+            assert_eq!(x.argsort(0, true)?.to_vec::<i64>()?, [1, 4, 0, 6, 2, 3, 5, 7]);
+            assert_eq!(x.topk(3, 0, true)?.1.to_vec::<i64>()?, [1, 4, 0]);
+            assert_eq!(x.topk(5, 0, false)?.1.to_vec::<i64>()?, [7, 5, 2, 3, 0]);
+        }
+        let x = Tensor::from_slice(&[3i64, i64::MIN, -1, i64::MAX], [2, 2])?;
+        assert_eq!(x.sort(0, true)?.0.to_vec::<i64>()?, [3, i64::MAX, -1, i64::MIN]);
+        Ok(())
+    }
+
+    #[test]
+    fn scalars_empty_and_long() -> Result<()> {
+        assert_eq!(Tensor::scalar(2.0).sort(0, false)?.0.item()?, 2.0);
+        assert_eq!(Tensor::scalar(2.0).topk(0, 0, true)?.0.shape(), [0]);
+        let empty = Tensor::zeros([3, 0], DType::F32)?;
+        assert_eq!(empty.sort(1, false)?.0.shape(), [3, 0]);
+        assert_eq!(empty.sort(0, false)?.0.shape(), [3, 0]);
+        assert_eq!(empty.topk(0, 1, true)?.1.shape(), [3, 0]);
+        assert!(empty.topk(1, 1, true).is_err());
+        let (values, _) = Tensor::rand([200_000], &mut Rng::new(1))?.sort(0, false)?;
+        assert!(values.to_vec::<f32>()?.windows(2).all(|w| w[0] <= w[1]));
+        Ok(())
+    }
+
+    #[test]
+    fn gradients() -> Result<()> {
+        let x = Tensor::randn([4, 5], &mut Rng::new(1))?.to_dtype(DType::F64)?;
+        gradcheck(|t| Ok(t[0].sort(0, true)?.0), &[x.t()?])?;
+        gradcheck(|t| Ok(t[0].topk(2, -1, false)?.0), &[x])
+    }
+}
