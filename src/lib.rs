@@ -19,6 +19,7 @@ pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use gradcheck::{gradcheck, gradcheck_with};
+pub use ops::{pad::PadMode, patchify::PatchOrder};
 pub use random::Rng;
 pub use shape::{Dim, DimList, IntoShape};
 pub use tensor::Tensor;

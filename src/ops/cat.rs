@@ -6,7 +6,7 @@ use crate::{
     bail,
     cpu::elementwise,
     ensure, for_dtype, on_device,
-    shape::{Dims, IntoShape, count},
+    shape::{Dims, count},
 };
 use std::borrow::Borrow;
 
@@ -118,33 +118,6 @@ impl Tensor {
         let dim = dim.of("chunk", self)?;
         self.split(self.dim(dim)?.div_ceil(chunks), dim)
     }
-
-    /// Tiles the tensor `repeats[d]` times along each dimension; more repeats than dimensions add dimensions in
-    /// front.
-    ///
-    /// # Errors
-    /// If there are fewer repeats than dimensions.
-    #[track_caller]
-    pub fn repeat(&self, repeats: impl IntoShape) -> Result<Tensor> {
-        let repeats = repeats.into_shape();
-        ensure!(
-            repeats.len() >= self.rank(),
-            "repeat",
-            "{repeats:?} names fewer dimensions than shape {:?}",
-            self.shape()
-        );
-        let lead = repeats.len() - self.rank();
-        let mut paired = Dims::new();
-        let mut tiled = Dims::new();
-        let mut result = Dims::new();
-        for (d, &r) in repeats.iter().enumerate() {
-            let n = if d < lead { 1 } else { self.shape()[d - lead] };
-            paired.extend([1, n]);
-            tiled.extend([r, n]);
-            result.push(r * n);
-        }
-        self.reshape(paired)?.expand(tiled)?.reshape(result)
-    }
 }
 
 struct Cat {
@@ -194,7 +167,7 @@ mod cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Rng, gradcheck};
+    use crate::{Rng, gradcheck, shape::IntoShape};
 
     fn random(shape: impl IntoShape, seed: u64) -> Result<Tensor> {
         Tensor::randn(shape, &mut Rng::new(seed))?.to_dtype(DType::F64)
@@ -220,7 +193,7 @@ mod tests {
         assert!(Tensor::cat(&[Tensor::scalar(1.0)], 0).is_err());
         assert!(Tensor::cat(&[&x, &x.t()?], 0).is_err() && Tensor::stack(&[&x, &x.t()?], 0).is_err());
         assert!(x.split(0, 0).is_err() && x.chunk(0, 0).is_err() && x.split_sizes(&[1, 3], 1).is_err());
-        assert!(x.repeat([2]).is_err() && Tensor::scalar(1.0).split(1, 0).is_err());
+        assert!(Tensor::scalar(1.0).split(1, 0).is_err());
         assert_eq!(x.narrow(0, 0, 0)?.chunk(3, 0)?.len(), 1);
         Ok(())
     }
@@ -231,7 +204,6 @@ mod tests {
         gradcheck(|t| Tensor::cat(&[&t[0], &t[1], &t[0]], -1)?.mul(&t[0].narrow(1, 0, 1)?), &[a.clone(), b])?;
         gradcheck(|t| Tensor::stack(&[&t[0], &t[0].exp()?], 1), &[a.clone()])?;
         gradcheck(|t| Tensor::stack(&[&t[0], &t[0]], 0), &[Tensor::from_slice(&[2.0], ())?])?;
-        gradcheck(|t| t[0].repeat([2, 1, 3]), &[a.t()?])?;
         gradcheck(
             |t| {
                 let p = t[0].split(2, 1)?;

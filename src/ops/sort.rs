@@ -70,12 +70,13 @@ mod cpu {
             pool::CpuVec,
         },
         dtype::Element,
-        shape::Dims,
+        shape::{Dims, count},
     };
     use rayon::slice::ParallelSliceMut;
 
     /// A number whose order is that of the elements: NaN last, both zeros equal.
-    fn key<T: Element>(value: T) -> u64 {
+    #[inline(always)]
+    fn key64<T: Element>(value: T) -> u64 {
         if T::DTYPE.is_float() {
             let value = value.to_f64() + 0.0;
             let bits = value.to_bits();
@@ -89,32 +90,65 @@ mod cpu {
         }
     }
 
-    /// Per line of the last dimension, the indices of its first `k` elements in order. Sorting pairs of key and
-    /// index makes every pair unique, so that an unstable sort gives the stable order.
+    /// The same for types of at most 32 bits.
+    #[inline(always)]
+    fn key32<T: Element>(value: T) -> u32 {
+        if T::DTYPE.is_float() {
+            let value = value.to_f64() as f32 + 0.0;
+            let bits = value.to_bits();
+            match value {
+                _ if value.is_nan() => u32::MAX,
+                _ if bits >> 31 == 0 => bits | 1 << 31,
+                _ => !bits,
+            }
+        } else {
+            value.to_i64() as u32 ^ 1 << 31
+        }
+    }
+
+    /// Per line of the last dimension, the indices of its first `k` elements in order. What is sorted is key
+    /// and index in one number: all differ, so an unstable sort gives the stable order.
     pub fn order<T: Element>(x: &Tensor, k: usize, descending: bool, op: &'static str) -> Tensor {
-        let mut shape = Dims::from_slice(x.shape());
-        let n = shape[shape.len() - 1];
-        *shape.last_mut().unwrap_or(&mut 0) = k;
-        let lines = x.numel() / n.max(1);
-        let mut out = CpuVec::<i64>::new(lines * k);
-        let (source, target) = (Shared(x.cpu_ptr::<T>()), SharedMut::new(&mut out));
         let flip = if descending { u64::MAX } else { 0 };
+        if size_of::<T>() <= 4 && x.shape().last().is_some_and(|&n| n <= u32::MAX as usize) {
+            let pack = |v: T, i: usize| u64::from(key32(v) ^ flip as u32) << 32 | i as u64;
+            lines(x, k, op, pack, |packed| i64::from(packed as u32))
+        } else {
+            let pack = |v: T, i: usize| u128::from(key64(v) ^ flip) << 64 | i as u128;
+            lines(x, k, op, pack, |packed| packed as i64)
+        }
+    }
+
+    fn lines<T: Element, P: Ord + Copy + Send>(
+        x: &Tensor,
+        k: usize,
+        op: &'static str,
+        pack: impl Fn(T, usize) -> P + Sync,
+        index: impl Fn(P) -> i64 + Sync,
+    ) -> Tensor {
+        let mut shape = Dims::from_slice(x.shape());
+        let n = shape.pop().unwrap_or(1);
+        shape.push(k);
+        let lines = x.numel() / n.max(1);
+        let mut out = CpuVec::<i64>::new(count(&shape));
+        let (source, target) = (Shared(x.cpu_ptr::<T>()), SharedMut::new(&mut out));
         for_ranges(if k == 0 { 0 } else { lines }, GRAIN / 16 / n.max(1), |range| {
-            let mut pairs: Vec<(u64, usize)> = Vec::with_capacity(n);
+            let mut packed = Vec::with_capacity(n);
             for line in range {
                 let values = unsafe { std::slice::from_raw_parts(source.ptr().add(line * n), n) };
-                pairs.clear();
-                pairs.extend(values.iter().enumerate().map(|(i, &v)| (key(v) ^ flip, i)));
+                packed.clear();
+                packed.extend(values.iter().enumerate().map(|(i, &v)| pack(v, i)));
                 if k < n {
-                    pairs.select_nth_unstable(k - 1);
+                    packed.select_nth_unstable(k - 1);
                 }
+                let first = &mut packed[..k];
                 if k > 4 * GRAIN {
-                    pairs[..k].par_sort_unstable()
+                    first.par_sort_unstable()
                 } else {
-                    pairs[..k].sort_unstable()
+                    first.sort_unstable()
                 }
                 let to = unsafe { target.slice(line * k..(line + 1) * k) };
-                to.iter_mut().zip(&pairs).for_each(|(to, &(_, i))| *to = i as i64);
+                to.iter_mut().zip(first).for_each(|(to, packed)| *to = index(*packed));
             }
         });
         Tensor::from_cpu(out, shape, op)
