@@ -7,8 +7,10 @@ mod display;
 pub mod dtype;
 pub mod error;
 mod gradcheck;
+pub mod io;
 pub mod nn;
 mod ops;
+pub mod optim;
 pub mod random;
 pub mod shape;
 mod storage;
@@ -19,7 +21,12 @@ pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use gradcheck::{gradcheck, gradcheck_with};
-pub use ops::{pad::PadMode, patchify::PatchOrder};
+pub use ops::{
+    grid_sample::{GridMode, GridOptions, GridPadding},
+    interpolate::{InterpolateOptions, Interpolation, OutputSize},
+    pad::PadMode,
+    patchify::PatchOrder,
+};
 pub use random::Rng;
 pub use shape::{Dim, DimList, IntoShape};
 pub use tensor::Tensor;

@@ -268,6 +268,15 @@ pub unsafe fn copy_into<T: Element>(a: &Tensor, target: SharedMut<T>, strides: &
     });
 }
 
+/// The elements of `t` for writing. A view, or a tensor that somebody else sees, becomes a copy of its own first.
+pub fn make_mut<T: Element>(t: &mut Tensor) -> &mut [T] {
+    if t.cpu_slice_mut::<T>().is_none() {
+        *t = contiguous::<T>(t, "update");
+    }
+    // Contiguous and unshared by now, so the empty slice is never seen.
+    t.cpu_slice_mut::<T>().unwrap_or_default()
+}
+
 /// `f(&mut sum[i], x[i])` in place: `sum` is contiguous and unshared, `x` any view of the same shape. Returns
 /// false, having done nothing, if `sum` may not be written.
 pub fn update<T: Element>(sum: &mut Tensor, x: &Tensor, f: impl Fn(T, T) -> T + Sync) -> bool {

@@ -11,7 +11,7 @@ use crate::{
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, PoisonError, RwLock, RwLockWriteGuard,
         atomic::{AtomicBool, Ordering},
     },
 };
@@ -105,15 +105,20 @@ impl Param {
         self.set(&crate::no_grad(|| f(&self.value()))?)
     }
 
-    /// Lets `f` write the elements where they lie: how optimizers step. A value that a graph still holds is
-    /// copied first. The parameter must be on the CPU and of dtype `T`.
-    pub(crate) fn write<R, T: Element>(&self, f: impl FnOnce(&mut [T]) -> R) -> R {
-        let mut slot = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
-        if slot.cpu_slice_mut::<T>().is_none() {
-            *slot = elementwise::contiguous::<T>(&slot, "update");
-        }
-        // Contiguous and unshared by now, so the empty slice is never seen.
-        f(slot.cpu_slice_mut::<T>().unwrap_or_default())
+    /// Keeps everyone else from this parameter while the result lives: how optimizers step many at once.
+    pub(crate) fn lock(&self) -> Locked<'_> {
+        Locked(self.0.value.write().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A parameter that is being written.
+pub(crate) struct Locked<'a>(RwLockWriteGuard<'a, Tensor>);
+
+impl Locked<'_> {
+    /// The elements where they lie. A value that a graph still holds is copied first. The parameter must be on
+    /// the CPU and of dtype `T`.
+    pub fn elements<T: Element>(&mut self) -> &mut [T] {
+        elementwise::make_mut(&mut self.0)
     }
 }
 
@@ -249,7 +254,7 @@ mod tests {
         assert_eq!(g, Some(vec![2.0, 2.0]), "the graph keeps the value that it was built on");
         assert_eq!(w.value().to_vec::<f32>()?, [10.0, 10.0]);
         let seen = w.value();
-        w.write(|v: &mut [f32]| v.fill(3.0));
+        w.lock().elements::<f32>().fill(3.0);
         assert_eq!((seen.to_vec::<f32>()?[0], w.value().to_vec::<f32>()?[0]), (10.0, 3.0));
         params.freeze(true, |name| name.starts_with("a."));
         assert!(!w.get().tracked() && params.trained().is_empty() && params.count() == 2);

@@ -7,6 +7,8 @@ mod create;
 mod dropout;
 mod embedding;
 mod gather;
+pub(crate) mod grid_sample;
+pub(crate) mod interpolate;
 mod layer_norm;
 mod linear;
 mod masked;

@@ -1,0 +1,190 @@
+//! Exponential moving averages of parameters.
+
+use super::update::for_chunks;
+use crate::{
+    DType, Result, Tensor,
+    cpu::{
+        parallel::{Shared, SharedMut},
+        simd::simd,
+    },
+    dtype::Real,
+    ensure, for_real,
+    nn::Param,
+};
+use std::ops::Range;
+
+/// A running average of parameters and buffers: average = d * average + (1 - d) * value with d = `decay`, or
+/// min(decay, (1 + t) / (10 + t)) at update t = 0, 1, .. with warm-up. Half-precision values are averaged in f32;
+/// integers are copied.
+pub struct Ema {
+    decay: f64,
+    warmup: bool,
+    updates: u64,
+    sources: Vec<Param>,
+    averages: Vec<Param>,
+}
+
+impl Ema {
+    /// An average that starts at the present values.
+    ///
+    /// # Errors
+    /// If `decay` is not within 0..=1.
+    #[track_caller]
+    pub fn new(params: &[Param], decay: f64, warmup: bool) -> Result<Ema> {
+        ensure!((0.0..=1.0).contains(&decay), "ema", "decay is {decay}");
+        let start = |p: &Param| {
+            let value = p.value();
+            let wide = if value.dtype().is_half() { value.to_dtype(DType::F32)? } else { value };
+            Ok(Param::new(p.name(), wide))
+        };
+        let averages = params.iter().map(start).collect::<Result<_>>()?;
+        Ok(Ema { decay, warmup, updates: 0, sources: params.to_vec(), averages })
+    }
+
+    /// Takes the present values in.
+    ///
+    /// # Errors
+    /// None on the CPU.
+    pub fn update(&mut self) -> Result<()> {
+        let t = self.updates as f64;
+        let decay = if self.warmup { self.decay.min((1.0 + t) / (10.0 + t)) } else { self.decay };
+        average_into(&self.averages, &self.sources, decay)?;
+        self.updates += 1;
+        Ok(())
+    }
+
+    /// Runs `f` with the averages in the parameters' place: how a model is evaluated with them.
+    ///
+    /// # Errors
+    /// Those of `f`; the parameters have their own values again then.
+    pub fn with_average<R>(&self, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        let own: Vec<Tensor> = self.sources.iter().map(Param::value).collect();
+        let mut swapped = Ok(());
+        for (p, average) in self.sources.iter().zip(&self.averages) {
+            swapped = swapped.and_then(|()| p.set(&average.value().to_dtype(p.value().dtype())?));
+        }
+        let result = swapped.and_then(|()| f());
+        for (p, own) in self.sources.iter().zip(&own) {
+            p.set(own)?;
+        }
+        result
+    }
+
+    /// Averages by name.
+    pub fn averages(&self) -> Vec<(String, Tensor)> {
+        self.averages.iter().map(|p| (p.name().to_owned(), p.value())).collect()
+    }
+
+    /// Updates so far.
+    pub fn updates(&self) -> u64 {
+        self.updates
+    }
+
+    /// Restores what [`averages`](Self::averages) and [`updates`](Self::updates) gave.
+    ///
+    /// # Errors
+    /// If names or shapes do not fit; nothing has been changed then.
+    #[track_caller]
+    pub fn load(&mut self, averages: &[(String, Tensor)], updates: u64) -> Result<()> {
+        let fits = averages.len() == self.averages.len()
+            && self.averages.iter().zip(averages).all(|(p, (name, t))| {
+                let value = p.value();
+                p.name() == name && value.shape() == t.shape() && value.dtype() == t.dtype()
+            });
+        ensure!(fits, "ema", "the saved averages are those of another model");
+        for (p, (_, t)) in self.averages.iter().zip(averages) {
+            p.set(t)?;
+        }
+        self.updates = updates;
+        Ok(())
+    }
+}
+
+/// target = decay * target + (1 - decay) * source for every pair, in one pass over the memory: the momentum
+/// update of MoCo's key encoder. Integers are copied.
+///
+/// # Errors
+/// If the lists differ in length, or a pair in shape.
+#[track_caller]
+pub fn average_into(targets: &[Param], sources: &[Param], decay: f64) -> Result<()> {
+    ensure!(
+        targets.len() == sources.len(),
+        "average",
+        "{} targets, {} sources",
+        targets.len(),
+        sources.len()
+    );
+    let mut floats = Vec::new();
+    for (target, source) in targets.iter().zip(sources) {
+        let (old, new) = (target.value(), source.value());
+        ensure!(
+            old.shape() == new.shape(),
+            "average",
+            "{} has shape {:?}, {} {:?}",
+            target.name(),
+            old.shape(),
+            source.name(),
+            new.shape()
+        );
+        let new = new.to_dtype(old.dtype())?.contiguous()?;
+        if matches!(old.dtype(), DType::F32 | DType::F64) {
+            floats.push((target, new));
+        } else if old.dtype().is_half() {
+            let d = |x: &Tensor, factor: f64| x.to_dtype(DType::F32)?.mul_scalar(factor);
+            target.set(&d(&old, decay)?.add(&d(&new, 1.0 - decay)?)?.to_dtype(old.dtype())?)?;
+        } else {
+            target.set(&new)?;
+        }
+    }
+    let mut locks: Vec<_> = floats.iter().map(|(target, _)| target.lock()).collect();
+    let lengths: Vec<usize> = floats.iter().map(|(_, new)| new.numel()).collect();
+    let mut runs: Vec<Box<dyn Fn(Range<usize>) + Send + Sync>> = Vec::new();
+    for (lock, (_, new)) in locks.iter_mut().zip(&floats) {
+        for_real!(new.dtype(), "average", T => {
+            let (target, source) = (SharedMut::new(lock.elements::<T>()), Shared(new.cpu_ptr::<T>()));
+            runs.push(Box::new(move |range| {
+                let x = unsafe { std::slice::from_raw_parts(source.ptr().add(range.start), range.len()) };
+                lerp(unsafe { target.slice(range) }, x, decay);
+            }));
+        });
+    }
+    for_chunks(&lengths, |i, range| runs[i](range));
+    Ok(())
+}
+
+fn lerp<R: Real>(average: &mut [R], x: &[R], decay: f64) {
+    let (keep, take) = (R::of(decay), R::of(1.0 - decay));
+    simd(|| average.iter_mut().zip(x).for_each(|(a, &x)| *a = keep * *a + take * x));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nn::Params;
+
+    #[test]
+    fn averages_and_swapping() -> Result<()> {
+        let params = Params::new();
+        let w = params.param("w", Tensor::from_slice(&[1f32, 2.], [2])?)?;
+        let n = params.buffer("n", Tensor::from_slice(&[0i64], ())?)?;
+        let h = params.param("h", Tensor::ones([2], DType::BF16)?)?;
+        let mut ema = Ema::new(&params.all(), 0.75, false)?;
+        w.set(&Tensor::from_slice(&[5f32, -2.], [2])?)?;
+        n.set(&Tensor::from_slice(&[7i64], ())?)?;
+        ema.update()?;
+        let seen = ema.with_average(|| {
+            assert_eq!(h.value().dtype(), DType::BF16);
+            w.value().to_vec::<f32>()
+        })?;
+        assert_eq!((seen, w.value().to_vec::<f32>()?), (vec![2.0, 1.0], vec![5.0, -2.0]));
+        assert_eq!(ema.averages()[1].1.item()?, 7.0);
+        assert!(ema.with_average(|| Err::<(), _>(crate::Error::msg("no"))).is_err());
+        assert_eq!(w.value().to_vec::<f32>()?, [5.0, -2.0]);
+        let (saved, updates) = (ema.averages(), ema.updates());
+        let mut other = Ema::new(&params.all(), 0.75, true)?;
+        other.load(&saved, updates)?;
+        assert_eq!(other.averages()[0].1.to_vec::<f32>()?, [2.0, 1.0]);
+        assert!(other.load(&saved[1..], 3).is_err());
+        Ok(())
+    }
+}
