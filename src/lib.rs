@@ -22,10 +22,12 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use gradcheck::{gradcheck, gradcheck_with};
 pub use ops::{
+    conv::ConvOptions,
     grid_sample::{GridMode, GridOptions, GridPadding},
     interpolate::{InterpolateOptions, Interpolation, OutputSize},
     pad::PadMode,
     patchify::PatchOrder,
+    pool::{PoolDivisor, PoolOptions},
 };
 pub use random::Rng;
 pub use shape::{Dim, DimList, IntoShape};

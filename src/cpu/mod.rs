@@ -5,3 +5,4 @@ pub mod gemm;
 pub mod parallel;
 pub mod pool;
 pub mod simd;
+pub mod transpose;

@@ -39,6 +39,12 @@ fn level() -> Level {
     })
 }
 
+/// Does this processor have AVX-512? For loops that choose their register tiles themselves.
+#[cfg(target_arch = "x86_64")]
+pub fn has_avx512() -> bool {
+    level() == Level::Avx512
+}
+
 /// Runs `f` with the best instruction set of this processor.
 #[inline(always)]
 pub fn simd<R>(f: impl FnOnce() -> R) -> R {

@@ -198,12 +198,15 @@ mod cpu {
         for_rows(rows, n, |range| {
             for row in range {
                 let (p, y) = (&p[row * n..][..n], unsafe { target.slice(row * n..(row + 1) * n) });
-                simd(|| {
-                    for ((y, &p), &b) in y.iter_mut().zip(p).zip(b) {
-                        let z = p + b;
-                        *y = z * phi(z);
-                    }
-                });
+                simd(
+                    #[inline(always)]
+                    || {
+                        for ((y, &p), &b) in y.iter_mut().zip(p).zip(b) {
+                            let z = p + b;
+                            *y = z * phi(z);
+                        }
+                    },
+                );
             }
         });
         Tensor::from_cpu(out, [rows, n], "linear_gelu")
@@ -217,11 +220,14 @@ mod cpu {
     /// The sum over `blocks` rows of `partial`, in order.
     fn join<T: Real>(partial: &[T], n: usize) -> Tensor {
         let mut sums = CpuVec::<T>::zeros(n);
-        simd(|| {
-            for row in partial.chunks_exact(n.max(1)) {
-                sums.iter_mut().zip(row).for_each(|(s, &v)| *s += v);
-            }
-        });
+        simd(
+            #[inline(always)]
+            || {
+                for row in partial.chunks_exact(n.max(1)) {
+                    sums.iter_mut().zip(row).for_each(|(s, &v)| *s += v);
+                }
+            },
+        );
         Tensor::from_cpu(sums, [n], "column sums")
     }
 
@@ -235,11 +241,14 @@ mod cpu {
         for_ranges(rows, grain, |range| {
             let sums = unsafe { target.slice(range.start / grain * n..(range.start / grain + 1) * n) };
             sums.fill(T::ZERO);
-            simd(|| {
-                for row in range {
-                    sums.iter_mut().zip(&values[row * n..][..n]).for_each(|(s, &v)| *s += v);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for row in range {
+                        sums.iter_mut().zip(&values[row * n..][..n]).for_each(|(s, &v)| *s += v);
+                    }
+                },
+            );
         });
         join(&partial, n)
     }
@@ -261,14 +270,17 @@ mod cpu {
                 let (g, p) =
                     unsafe { (std::slice::from_raw_parts(values.ptr().add(row * n), n), &p[row * n..][..n]) };
                 let dz = unsafe { target.slice(row * n..(row + 1) * n) };
-                simd(|| {
-                    for i in 0..n {
-                        let z = p[i] + b[i];
-                        let d = g[i] * (phi(z) + z * density * (T::of(-0.5) * z * z).exp());
-                        dz[i] = d;
-                        sums[i] += d;
-                    }
-                });
+                simd(
+                    #[inline(always)]
+                    || {
+                        for i in 0..n {
+                            let z = p[i] + b[i];
+                            let d = g[i] * (phi(z) + z * density * (T::of(-0.5) * z * z).exp());
+                            dz[i] = d;
+                            sums[i] += d;
+                        }
+                    },
+                );
             }
         });
         (Tensor::from_cpu(out, [rows, n], "linear_gelu"), join(&partial, n))

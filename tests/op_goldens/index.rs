@@ -57,6 +57,14 @@ pub const OPS: &[(&str, Op)] = &[
         }])
     }),
     ("pixel_shuffle", |c| Ok(vec![c.input(0)?.pixel_shuffle(c.usize("upscale_factor")?)?])),
+    ("fold", |c| {
+        let (size, kernel, dilation) = (c.pair("output_size")?, c.pair("kernel_size")?, c.pair("dilation")?);
+        Ok(vec![c.input(0)?.fold(size, kernel, dilation, c.pair("padding")?, c.pair("stride")?)?])
+    }),
+    ("unfold", |c| {
+        let (kernel, dilation) = (c.pair("kernel_size")?, c.pair("dilation")?);
+        Ok(vec![c.input(0)?.unfold(kernel, dilation, c.pair("padding")?, c.pair("stride")?)?])
+    }),
 ];
 
 /// The first input and a dimension of it: all of it in one dimension if the argument is null.
