@@ -1,5 +1,6 @@
 //! One file or folder an operation family: API, saved state, backward, CPU code, tests.
 
+mod attention;
 mod binary;
 mod cast;
 mod cat;
@@ -19,10 +20,14 @@ pub(crate) mod pad;
 pub(crate) mod patchify;
 mod pixel_shuffle;
 pub(crate) mod pool;
+mod layer_norm;
+mod linear;
+mod matmul;
 mod reduce;
 mod repeat;
 mod roll;
 mod scatter;
+mod softmax;
 mod sort;
 mod triangle;
 mod unary;
