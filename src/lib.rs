@@ -29,6 +29,7 @@ pub use ops::{
     patchify::PatchOrder,
     pool::{PoolDivisor, PoolOptions},
 };
+pub use ops::loss::{CrossEntropy, Reduction};
 pub use random::Rng;
 pub use shape::{Dim, DimList, IntoShape};
 pub use tensor::Tensor;

@@ -1,0 +1,8 @@
+//! Normalisation: of rows, of channels, of groups of channels, to unit norm.
+
+mod batch_norm;
+mod channels;
+mod group_norm;
+mod layer_norm;
+mod normalize;
+mod rows;
