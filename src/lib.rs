@@ -25,11 +25,11 @@ pub use ops::{
     conv::ConvOptions,
     grid_sample::{GridMode, GridOptions, GridPadding},
     interpolate::{InterpolateOptions, Interpolation, OutputSize},
+    loss::{CrossEntropy, Reduction},
     pad::PadMode,
     patchify::PatchOrder,
     pool::{PoolDivisor, PoolOptions},
 };
-pub use ops::loss::{CrossEntropy, Reduction};
 pub use random::Rng;
 pub use shape::{Dim, DimList, IntoShape};
 pub use tensor::Tensor;
