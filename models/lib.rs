@@ -1,4 +1,8 @@
-//! Nine vision papers on smalti.
+//! Nine vision papers on smalti: architecture, loss, training recipe, evaluation. One file or folder a paper.
 
+pub mod backbones;
 pub mod data;
+pub mod evaluate;
+pub mod mae;
+pub mod mae_transfer;
 pub mod train;

@@ -1,0 +1,3 @@
+//! Architectures that several papers share.
+
+pub mod vit;

@@ -1,0 +1,9 @@
+//! How good a representation is: k nearest neighbours, linear probes, fine-tuning.
+
+mod features;
+mod knn;
+mod linear_probe;
+
+pub use features::{Features, standardise};
+pub use knn::{Vote, knn_accuracy};
+pub use linear_probe::{LinearProbe, ProbeConfig};

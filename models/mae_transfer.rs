@@ -1,0 +1,104 @@
+//! What becomes of a pre-trained encoder: the classifier that takes over its weights, the losses of fine-tuning
+//! and linear probing (MAE §4 and appendix A.1; `main_finetune.py`, `main_linprobe.py`).
+
+use crate::backbones::vit::{Pool, VitClassifier};
+use smalti::{
+    CrossEntropyOptions, Error, Result, Rng, Tensor, no_grad,
+    nn::{BatchNorm, LoadOptions, LoadReport, Linear, Params, init, pos_embed},
+};
+
+/// Loads an autoencoder's encoder (or a fine-tuned classifier) by name into a classifier: a head of another
+/// shape is left out, the position table is resized to the model's grid, decoder and mask token are of no use
+/// here and are not loaded.
+///
+/// # Errors
+/// If anything but the head (and the norm before it) is missing, or a shape does not fit; all are listed, and
+/// nothing has been changed then.
+pub fn load_encoder(model: &VitClassifier, tensors: Vec<(String, Tensor)>) -> Result<LoadReport> {
+    let params = model.params();
+    let grid = model.encoder().config().grid()?;
+    let mut kept = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        let fits = params.get(&name).is_some_and(|p| p.value().shape() == tensor.shape());
+        match name.as_str() {
+            "head.weight" | "head.bias" if !fits => {}
+            "pos_embed" if !fits => kept.push((name, pos_embed::resize(&tensor, 1, grid)?)),
+            _ => kept.push((name, tensor)),
+        }
+    }
+    let may_miss = |name: &String| ["head.", "fc_norm."].iter().any(|prefix| name.starts_with(prefix));
+    let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
+    let missing: Vec<String> = params
+        .all()
+        .iter()
+        .map(|p| p.name().to_owned())
+        .filter(|name| !names.contains(&name.as_str()) && !may_miss(name))
+        .collect();
+    if !missing.is_empty() {
+        return Err(Error::msg(format!("the checkpoint lacks parts of the encoder: {}", missing.join(", "))));
+    }
+    params.load_tensors(&kept, &LoadOptions { strict: false, ..Default::default() })
+}
+
+/// Loss of fine-tuning: cross-entropy of all images against soft targets (from mixup and label smoothing).
+///
+/// # Errors
+/// If shapes do not fit.
+pub fn finetune_loss(model: &VitClassifier, images: &Tensor, targets: &Tensor, rng: &mut Rng) -> Result<Tensor> {
+    model.forward(images, Some(rng))?.cross_entropy(targets, &CrossEntropyOptions::default())
+}
+
+/// The head of linear probing on a frozen encoder: BatchNorm without affine (eps 1e-6), then a linear layer.
+/// Its names are those of the official checkpoints, `head.0.*` and `head.1.*`.
+pub struct ProbeHead {
+    params: Params,
+    norm: BatchNorm,
+    linear: Linear,
+}
+
+impl ProbeHead {
+    /// For features of `width` channels; weight truncated normal with std 0.01, bias 0.
+    ///
+    /// # Errors
+    /// None of its own.
+    pub fn new(width: usize, classes: usize, rng: &mut Rng) -> Result<ProbeHead> {
+        let params = Params::new();
+        let head = params.sub("head");
+        let norm = BatchNorm::new(&head.sub(0), width, false, 1e-6, 0.1)?;
+        let linear = Linear::new(&head.sub(1), width, classes, true, rng)?;
+        linear.weight().set(&init::trunc_normal([classes, width], 0.01, rng)?)?;
+        if let Some(bias) = head.sub(1).get("bias") {
+            bias.set(&init::zeros([classes])?)?;
+        }
+        Ok(ProbeHead { params, norm, linear })
+    }
+
+    /// Its parameters and running statistics.
+    pub fn params(&self) -> &Params {
+        &self.params
+    }
+
+    /// Loss on a batch. The encoder is not trained, but the norm sees batch statistics, as in the official
+    /// code, where the whole model is in training mode.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn loss(&self, encoder: &VitClassifier, images: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        let features = no_grad(|| encoder.features(images, None))?;
+        let logits = self.linear.forward(&self.norm.forward(&features, true)?)?;
+        logits.cross_entropy(labels, &CrossEntropyOptions::default())
+    }
+
+    /// Logits in evaluation.
+    ///
+    /// # Errors
+    /// If shapes do not fit.
+    pub fn forward(&self, encoder: &VitClassifier, images: &Tensor) -> Result<Tensor> {
+        no_grad(|| self.linear.forward(&self.norm.forward(&encoder.features(images, None)?, false)?))
+    }
+}
+
+/// The pool of a task: the mean over patches when everything is trained, the class token when it is probed.
+pub fn pool(global_pool: bool) -> Pool {
+    if global_pool { Pool::Mean } else { Pool::Class }
+}

@@ -1,0 +1,74 @@
+//! Models against reference values of the official code. Reads every file of `models/goldens` and of the folder
+//! named by `SMALTI_GOLDENS`; the kind of a file is its name up to the last `_`, and everything else (sizes,
+//! weights, inputs, results) comes from the file. To test a new kind, add a file here and a line to `KINDS`.
+
+mod file;
+mod mae;
+
+use file::{Golden, Report};
+use libtest_mimic::{Arguments, Failed, Trial};
+use std::{env, fs, path::PathBuf};
+
+type Check = fn(&Golden, &mut Report) -> smalti::Result<()>;
+
+/// Kinds of files and the checks for them.
+const KINDS: &[(&str, Check)] = &[("mae", mae::check)];
+
+/// Largest deviation allowed, relative to the largest magnitude of the reference tensor.
+pub mod tolerance {
+    /// Outputs of a model and its loss.
+    pub const OUTPUT: f64 = 6e-6;
+    /// Normalised targets: a constant patch divides rounding errors by sqrt(eps).
+    pub const TARGET: f64 = 5e-5;
+    /// Losses.
+    pub const LOSS: f64 = 5e-6;
+    /// Gradients.
+    pub const GRADIENT: f64 = 1e-5;
+    /// Tables that are computed in f64 and rounded.
+    pub const TABLE: f64 = 1e-7;
+}
+
+fn folders() -> Vec<PathBuf> {
+    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("goldens");
+    [own].into_iter().chain(env::var_os("SMALTI_GOLDENS").map(PathBuf::from)).collect()
+}
+
+fn run(path: PathBuf, check: Check) -> Result<(), Failed> {
+    let golden = Golden::read(&path).map_err(|e| e.to_string())?;
+    let mut report = Report::default();
+    let outcome = check(&golden, &mut report);
+    println!("{}\n{report}", path.display());
+    outcome.map_err(|e| format!("{}: {e}", path.display()))?;
+    report.verdict().map_err(Failed::from)
+}
+
+fn main() {
+    let arguments = Arguments::from_args();
+    let mut trials = Vec::new();
+    let mut untested = Vec::new();
+    for folder in folders() {
+        let mut files: Vec<PathBuf> = match fs::read_dir(&folder) {
+            Ok(entries) => entries.filter_map(|e| Some(e.ok()?.path())).collect(),
+            Err(error) => {
+                let message = format!("{}: {error}", folder.display());
+                trials.push(Trial::test(folder.display().to_string(), move || Err(message.into())));
+                continue;
+            }
+        };
+        files.sort();
+        for path in files.into_iter().filter(|p| p.extension().is_some_and(|e| e == "safetensors")) {
+            let stem = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            let kind = stem.rsplit_once('_').map_or(stem.as_str(), |(kind, _)| kind).to_string();
+            match KINDS.iter().find(|(name, _)| *name == kind) {
+                Some(&(_, check)) => trials.push(Trial::test(stem, move || run(path, check))),
+                // single operations have a test of their own in the tensor crate
+                None if kind.starts_with("ops_") => {}
+                None => untested.push(path),
+            }
+        }
+    }
+    for path in untested {
+        println!("no test yet for files of this kind: {}", path.display());
+    }
+    libtest_mimic::run(&arguments, trials).exit();
+}
