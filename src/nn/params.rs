@@ -148,6 +148,13 @@ struct Tree {
     by_name: BTreeMap<String, usize>,
 }
 
+impl std::fmt::Debug for Params {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let names = self.all().into_iter().map(|p| p.name().to_owned());
+        f.debug_set().entries(names).finish()
+    }
+}
+
 impl Params {
     /// An empty tree.
     pub fn new() -> Params {
