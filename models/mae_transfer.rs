@@ -3,8 +3,9 @@
 
 use crate::backbones::vit::{Pool, VitClassifier};
 use smalti::{
-    CrossEntropyOptions, Error, Result, Rng, Tensor, no_grad,
-    nn::{BatchNorm, LoadOptions, LoadReport, Linear, Params, init, pos_embed},
+    CrossEntropyOptions, Error, Result, Rng, Tensor,
+    nn::{BatchNorm, Linear, LoadOptions, LoadReport, Params, init, pos_embed},
+    no_grad,
 };
 
 /// Loads an autoencoder's encoder (or a fine-tuned classifier) by name into a classifier: a head of another
@@ -44,7 +45,12 @@ pub fn load_encoder(model: &VitClassifier, tensors: Vec<(String, Tensor)>) -> Re
 ///
 /// # Errors
 /// If shapes do not fit.
-pub fn finetune_loss(model: &VitClassifier, images: &Tensor, targets: &Tensor, rng: &mut Rng) -> Result<Tensor> {
+pub fn finetune_loss(
+    model: &VitClassifier,
+    images: &Tensor,
+    targets: &Tensor,
+    rng: &mut Rng,
+) -> Result<Tensor> {
     model.forward(images, Some(rng))?.cross_entropy(targets, &CrossEntropyOptions::default())
 }
 

@@ -32,6 +32,8 @@ struct Golden {
     tensors: HashMap<String, Tensor>,
     patch: usize,
     norm_pix: bool,
+    /// Added to the variance of a normalised target.
+    eps: f64,
     dtype: DType,
 }
 
@@ -63,7 +65,8 @@ impl Golden {
         }
         let patch = config["patch_size"].as_u64().ok_or_else(|| bad("no patch_size".into()))? as usize;
         let norm_pix = config["norm_pix_loss"].as_bool().ok_or_else(|| bad("no norm_pix_loss".into()))?;
-        Ok(Golden { name: path.display().to_string(), tensors, patch, norm_pix, dtype })
+        let eps = config["target_eps"].as_f64().unwrap_or(1e-6);
+        Ok(Golden { name: path.display().to_string(), tensors, patch, norm_pix, eps, dtype })
     }
 
     fn get(&self, name: &str) -> Result<&Tensor> {
@@ -122,7 +125,9 @@ impl Golden {
     fn loss(&self) -> Result<()> {
         let (images, mask) = (self.get("input.imgs")?, self.get("output.mask")?);
         let pred = self.get("output.pred")?.requires_grad();
-        let loss = |mask: &Tensor, norm_pix| pred.masked_patch_loss(images, mask, self.patch, norm_pix);
+        let loss = |mask: &Tensor, norm_pix: bool| {
+            pred.masked_patch_loss(images, mask, self.patch, norm_pix.then_some(self.eps))
+        };
         self.close("normalised loss", &loss(mask, true)?, self.get("output.loss_norm_pix")?, 5e-6)?;
         self.close("raw loss", &loss(mask, false)?, self.get("output.loss_raw_pix")?, 5e-6)?;
 

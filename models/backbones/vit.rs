@@ -292,7 +292,13 @@ impl VitClassifier {
     ///
     /// # Errors
     /// If the configuration does not fit together.
-    pub fn new(config: &VitConfig, classes: usize, pool: Pool, drop_path: f64, rng: &mut Rng) -> Result<Self> {
+    pub fn new(
+        config: &VitConfig,
+        classes: usize,
+        pool: Pool,
+        drop_path: f64,
+        rng: &mut Rng,
+    ) -> Result<Self> {
         let params = Params::new();
         let tokens = Encoder::tokens(&params, config, rng)?;
         let encoder = Encoder::new(&params, tokens, config, drop_path, rng)?;
@@ -343,7 +349,8 @@ impl VitClassifier {
         if name == "cls_token" || name == "pos_embed" || name.starts_with("patch_embed.") {
             return 0;
         }
-        let block = name.strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
+        let block =
+            name.strip_prefix("blocks.").and_then(|rest| rest.split('.').next()?.parse::<usize>().ok());
         block.map_or(depth + 1, |i| i + 1)
     }
 }

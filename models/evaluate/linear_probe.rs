@@ -2,7 +2,7 @@
 
 use super::{Features, standardise};
 use smalti::{
-    Rng, Result, Tensor, ensure,
+    Result, Rng, Tensor, ensure,
     nn::{Linear, Params, init},
     no_grad,
     optim::{AdamW, Optimizer, Schedule},

@@ -18,8 +18,18 @@ impl Attention {
     /// # Errors
     /// If it does not, or the names are taken.
     #[track_caller]
-    pub fn new(params: &Params, width: usize, heads: usize, qkv_bias: bool, rng: &mut Rng) -> Result<Attention> {
-        ensure!(heads > 0 && width % heads == 0, "attention", "width {width} does not divide by {heads} heads");
+    pub fn new(
+        params: &Params,
+        width: usize,
+        heads: usize,
+        qkv_bias: bool,
+        rng: &mut Rng,
+    ) -> Result<Attention> {
+        ensure!(
+            heads > 0 && width % heads == 0,
+            "attention",
+            "width {width} does not divide by {heads} heads"
+        );
         Ok(Attention {
             qkv: Linear::new(&params.sub("qkv"), width, 3 * width, qkv_bias, rng)?,
             proj: Linear::new(&params.sub("proj"), width, width, true, rng)?,

@@ -63,7 +63,8 @@ pub fn resize(table: &Tensor, extra: usize, grid: [usize; 2]) -> Result<Tensor> 
     }
     let bicubic = InterpolateOptions { mode: Interpolation::Bicubic, ..Default::default() };
     let class = table.narrow(1, 0, extra)?;
-    let image = table.narrow(1, extra, side * side)?.reshape([1, side, side, width])?.permute([0, 3, 1, 2])?;
+    let image =
+        table.narrow(1, extra, side * side)?.reshape([1, side, side, width])?.permute([0, 3, 1, 2])?;
     let image = image.interpolate(OutputSize::Pixels(grid), &bicubic)?;
     let image = image.permute([0, 2, 3, 1])?.reshape([1, grid[0] * grid[1], width])?;
     Tensor::cat(&[&class, &image], 1)

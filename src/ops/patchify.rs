@@ -76,8 +76,8 @@ impl Tensor {
     /// The loss of masked autoencoders: `self` [N, L, p * p * C] predicts the patches of `images` [N, C, H, W].
     ///
     /// loss = sum(mask * mean((pred - target)^2)) / sum(mask), the mean over a patch's values in
-    /// (row, column, channel) order. With `norm_pix` the target is (t - mean) / sqrt(var + 1e-6) with each
-    /// patch's own mean and unbiased variance. Images are constants: no gradient goes into them. Half-precision
+    /// (row, column, channel) order. With `norm_pix` (an eps, 1e-6 by custom) the target is
+    /// (t - mean) / sqrt(var + eps) with each patch's own mean and unbiased variance. Images are constants: no gradient goes into them. Half-precision
     /// predictions are widened; the loss is f32 (f64 for f64).
     ///
     /// # Errors
@@ -88,7 +88,7 @@ impl Tensor {
         images: &Tensor,
         mask: &Tensor,
         p: usize,
-        norm_pix: bool,
+        norm_pix: Option<f64>,
     ) -> Result<Tensor> {
         let op = MaskedPatchLoss::NAME;
         let size = Sizes::of(op, images, p)?;
@@ -102,7 +102,7 @@ impl Tensor {
             self.shape(),
             mask.shape()
         );
-        ensure!(!norm_pix || size.width() > 1, op, "a patch of one value has no variance");
+        ensure!(norm_pix.is_none() || size.width() > 1, op, "a patch of one value has no variance");
         let pred = if self.dtype().is_half() { self.to_dtype(DType::F32)? } else { self.clone() };
         let (x, images) = (pred.contiguous()?, images.detach().to_dtype(pred.dtype())?);
         let weights = mask.to_dtype(DType::F64)?.to_vec::<f64>()?;
@@ -338,7 +338,7 @@ mod cpu {
         size: &Sizes,
         weights: &[f64],
         total: f64,
-        norm_pix: bool,
+        norm_pix: Option<f64>,
         want_grad: bool,
     ) -> (Tensor, Option<Tensor>) {
         let (patches, width) = (size.patches(), size.width());
@@ -372,16 +372,22 @@ mod cpu {
 
     /// Sum of squares of pred - target for the patch in `t`; `grad` gets the differences times `scale`.
     #[inline(always)]
-    fn residual<T: Real>(pred: &[T], t: &mut [T], norm_pix: bool, grad: Option<&mut [T]>, scale: T) -> T {
+    fn residual<T: Real>(
+        pred: &[T],
+        t: &mut [T],
+        norm_pix: Option<f64>,
+        grad: Option<&mut [T]>,
+        scale: T,
+    ) -> T {
         let add = |a: T, b: T| a + b;
         let (mut mean, mut inverse) = (T::ZERO, T::ONE);
-        if norm_pix {
+        if let Some(eps) = norm_pix {
             // Measured from the first value the mean of a constant patch is exact: its variance is 0, so an
-            // error would grow by 1 / sqrt(1e-6).
+            // error would grow by 1 / sqrt(eps).
             let (first, n) = (t[0], t.len());
             mean = first + fold(t, T::ZERO, |a, v| a + (v - first), add) / T::of(n as f64);
             let variance = fold(t, T::ZERO, |a, v| a + (v - mean) * (v - mean), add) / T::of((n - 1) as f64);
-            inverse = T::ONE / (variance + T::of(1e-6)).sqrt();
+            inverse = T::ONE / (variance + T::of(eps)).sqrt();
         }
         for (t, &x) in t.iter_mut().zip(pred) {
             *t = x - (*t - mean) * inverse;
@@ -441,13 +447,18 @@ mod tests {
         let y = x.patchify(2, order)?;
         assert!(y.unpatchify(2, [2, 2], order).is_err() && y.unpatchify(0, [2, 3], order).is_err());
         assert!(x.patchify_kept(&Tensor::from_slice(&[6i64], [1, 1])?, 2, order).is_err());
-        let none = y.masked_patch_loss(&x, &Tensor::zeros([1, 6], DType::F32)?, 2, true);
+        let none = y.masked_patch_loss(&x, &Tensor::zeros([1, 6], DType::F32)?, 2, Some(1e-6));
         assert!(none.is_err_and(|e| e.to_string().contains("sums to 0")));
-        assert!(y.masked_patch_loss(&x, &Tensor::ones([6], DType::F32)?, 2, true).is_err());
+        assert!(y.masked_patch_loss(&x, &Tensor::ones([6], DType::F32)?, 2, Some(1e-6)).is_err());
         let one = random([1, 4, 1], 2)?;
         assert!(
-            one.masked_patch_loss(&random([1, 1, 2, 2], 3)?, &Tensor::ones([1, 4], DType::F32)?, 1, true)
-                .is_err()
+            one.masked_patch_loss(
+                &random([1, 1, 2, 2], 3)?,
+                &Tensor::ones([1, 4], DType::F32)?,
+                1,
+                Some(1e-6)
+            )
+            .is_err()
         );
         let empty = x.narrow(0, 0, 0)?;
         assert_eq!(empty.patchify(2, order)?.shape(), [0, 6, 12]);
@@ -465,11 +476,11 @@ mod tests {
         }
         let mask = Tensor::from_slice(&[1f32, 0., 1., 1., 0.5, 0., 0., 0., 0., 0., 1., 1.], [2, 6])?;
         let pred = random([6, 2, 8], 3)?.transpose(0, 1)?;
-        for norm_pix in [false, true] {
+        for norm_pix in [None, Some(1e-6)] {
             gradcheck(|t| t[0].masked_patch_loss(&x, &mask, 2, norm_pix)?.mul_scalar(3.0), &[pred.clone()])?;
         }
         let leaf = pred.requires_grad();
-        let grads = leaf.masked_patch_loss(&x, &mask, 2, true)?.backward()?;
+        let grads = leaf.masked_patch_loss(&x, &mask, 2, Some(1e-6))?.backward()?;
         let grad = grads.get(&leaf).map(|g| g.select(1, 1)?.to_vec::<f64>()).transpose()?;
         assert_eq!(grad, Some(vec![0.0; 16]), "visible patches get exactly nothing");
         Ok(())

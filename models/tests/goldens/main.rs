@@ -18,8 +18,6 @@ const KINDS: &[(&str, Check)] = &[("mae", mae::check)];
 pub mod tolerance {
     /// Outputs of a model and its loss.
     pub const OUTPUT: f64 = 6e-6;
-    /// Normalised targets: a constant patch divides rounding errors by sqrt(eps).
-    pub const TARGET: f64 = 5e-5;
     /// Losses.
     pub const LOSS: f64 = 5e-6;
     /// Gradients.
