@@ -3,13 +3,173 @@
 #[path = "../../worker.rs"]
 mod worker;
 
-use worker::{Result, Variant, serve};
+use smalti::{
+    BackwardOptions, ConvOptions, Rng, Tensor,
+    nn::{Block, BlockConfig, Gelu, Params},
+    optim::{AdamW, Optimizer, no_decay_1d},
+};
+use smalti_models::mae::{Mae, MaeConfig};
+use worker::shapes::{self, BATCH, DECODER, ENCODER, PATCHES, SIDE};
+use worker::{Outputs, Result, Variant, fill, mean_square, serve, sizes, variant};
 
-/// The variants of a case. Cases arrive here as the crate gets their ops; README.md lists what each one is.
-fn cases(_name: &str) -> Result<Option<Vec<Variant>>> {
-    Ok(None)
+fn tensor(shape: &[usize], seed: u32, scale: f64, mean: f64) -> smalti::Result<Tensor> {
+    Tensor::from_slice(&fill(shape.iter().product(), seed, scale, mean), shape)
+}
+
+fn outputs(tensors: Vec<Tensor>) -> Outputs {
+    let square = |t: &Tensor| Ok(mean_square(&t.detach().to_vec::<f32>()?));
+    Box::new(move || tensors.iter().map(square).collect())
+}
+
+fn forward(
+    name: &'static str,
+    inputs: Vec<Tensor>,
+    f: impl Fn(&[Tensor]) -> smalti::Result<Tensor> + 'static,
+) -> Variant {
+    variant(name, move || Ok(outputs(vec![f(&inputs)?])))
+}
+
+fn backward(
+    name: &'static str,
+    dy: Tensor,
+    inputs: Vec<Tensor>,
+    f: impl Fn(&[Tensor]) -> smalti::Result<Tensor> + 'static,
+) -> Variant {
+    let leaves: Vec<Tensor> = inputs.iter().map(Tensor::requires_grad).collect();
+    variant(name, move || {
+        let y = f(&leaves)?;
+        let options = BackwardOptions { grad: Some(dy.clone()), ..Default::default() };
+        let mut grads = y.backward_with(&options)?;
+        let mut all = vec![y];
+        for leaf in &leaves {
+            all.push(grads.remove(leaf).ok_or("a gradient is missing")?);
+        }
+        Ok(outputs(all))
+    })
+}
+
+/// Gives the parameters the numbers that every worker computes on.
+fn set(params: &Params, shapes: &[shapes::Parameter], seed: u32) -> smalti::Result<()> {
+    let trained = params.trained();
+    for (i, (param, (shape, scale, mean))) in trained.iter().zip(shapes).enumerate() {
+        let value = tensor(shape, seed + i as u32, *scale, *mean)?;
+        param.set(&value.reshape(param.value().shape())?)?;
+    }
+    Ok(())
+}
+
+fn vit_block(dy: Tensor) -> Result<Variant> {
+    let (width, _, heads) = ENCODER;
+    let params = Params::new();
+    let config =
+        BlockConfig { width, heads, mlp_ratio: 4.0, qkv_bias: true, eps: 1e-6, gelu: Gelu::Erf, drop_path: 0.0 };
+    let block = Block::new(&params, config, &mut Rng::new(0))?;
+    set(&params, &shapes::block(width), 10)?;
+    let x = tensor(&X, 1, 1.0, 0.0)?.requires_grad();
+    Ok(variant("nn::Block", move || {
+        let y = block.forward(&x, None)?;
+        let options = BackwardOptions { grad: Some(dy.clone()), ..Default::default() };
+        let mut grads = y.backward_with(&options)?;
+        let mut all = vec![y];
+        all.push(grads.remove(&x).ok_or("a gradient is missing")?);
+        for param in params.trained() {
+            all.push(grads.remove(&param).ok_or("a gradient is missing")?);
+        }
+        Ok(outputs(all))
+    }))
+}
+
+fn mae_step() -> Result<Variant> {
+    let config = MaeConfig { norm_pix_loss: true, ..MaeConfig::preset("base").ok_or("no preset")? };
+    let mae = Mae::new(&config, &mut Rng::new(0))?;
+    set(mae.params(), &shapes::mae(), 100)?;
+    for (name, seed, width) in [("pos_embed", 5, ENCODER.0), ("decoder_pos_embed", 6, DECODER.0)] {
+        let table = mae.params().get(name).ok_or("no position table")?;
+        table.set(&tensor(&[1, 1 + PATCHES, width], seed, 1.0, 0.0)?)?;
+    }
+    let trained = mae.params().trained();
+    let adam = AdamW { betas: (0.9, 0.95), weight_decay: 0.05, ..Default::default() };
+    let mut adam = adam.over(&trained, &[no_decay_1d(&trained)])?;
+    let images = tensor(&[BATCH, 3, SIDE, SIDE], 7, 1.7, 0.0)?;
+    let noise = tensor(&[BATCH, PATCHES], 8, 1.0, 0.0)?;
+    Ok(variant("smalti_models::mae", move || {
+        let loss = mae.forward(&images, mae.mask(&noise)?)?.loss;
+        adam.step(&loss.backward()?, 1e-4)?;
+        Ok(outputs(vec![loss]))
+    }))
+}
+
+const X: [usize; 3] = [8, 197, 768];
+
+fn rows() -> smalti::Result<Vec<Tensor>> {
+    Ok(vec![tensor(&X, 1, 2.0, 0.0)?, tensor(&X[2..], 2, 0.1, 1.0)?, tensor(&X[2..], 3, 0.1, 0.0)?])
+}
+
+fn layer_norm(x: &[Tensor]) -> smalti::Result<Tensor> {
+    x[0].layer_norm([X[2]], Some(&x[1]), Some(&x[2]), 1e-6)
+}
+
+fn conv2d(name: &str, plain: impl Fn(&[usize], u32) -> smalti::Result<Tensor>) -> Result<Vec<Variant>> {
+    let groups: usize = name.trim_start_matches("conv2d/groups").parse()?;
+    let options = ConvOptions { padding: [1, 1], groups, ..Default::default() };
+    let (x, dy) = (plain(&[8, 64, 56, 56], 1)?, plain(&[8, 64, 56, 56], 9)?);
+    let w = tensor(&[64, 64 / groups, 3, 3], 2, 0.1, 0.0)?;
+    let conv = move |x: &[Tensor]| x[0].conv2d(&x[1], None, &options);
+    let last = vec![x.to_channels_last()?, w.clone()];
+    Ok(vec![
+        backward("nchw", dy.clone(), vec![x, w], conv.clone()),
+        backward("channels_last", dy.to_channels_last()?, last, conv),
+    ])
+}
+
+fn attention(name: &str) -> Result<Vec<Variant>> {
+    let [b, h, t, d] = sizes(name)?;
+    let qkv: Vec<Tensor> =
+        (1..4).map(|seed| tensor(&[b, h, t, d], seed, 2.0, 0.0)).collect::<smalti::Result<_>>()?;
+    let dy = tensor(&[b, h, t, d], 9, 1.0, 0.0)?;
+    Ok(vec![backward("scaled_dot_product_attention", dy, qkv, |x| {
+        Ok(x[0].scaled_dot_product_attention(&x[1], &x[2], None, false, None)?.0)
+    })])
+}
+
+fn cases(name: &str) -> Result<Option<Vec<Variant>>> {
+    let plain = |shape: &[usize], seed| tensor(shape, seed, 1.0, 0.0);
+    let dy = || plain(&X, 9);
+    let kind = name.split('/').next().unwrap_or(name);
+    Ok(Some(match (kind, name) {
+        ("matmul", _) => {
+            let [m, k, n] = sizes(name)?;
+            vec![forward("matmul", vec![plain(&[m, k], 1)?, plain(&[k, n], 2)?], |x| x[0].matmul(&x[1]))]
+        }
+        ("qk", _) => {
+            let shape = sizes::<4>(name)?;
+            vec![forward("matmul", vec![plain(&shape, 1)?, plain(&shape, 2)?], |x| x[0].matmul(&x[1].t()?))]
+        }
+        ("av", _) => {
+            let [b, h, t, d] = sizes(name)?;
+            let inputs = vec![plain(&[b, h, t, t], 1)?, plain(&[b, h, t, d], 2)?];
+            vec![forward("matmul", inputs, |x| x[0].matmul(&x[1]))]
+        }
+        (_, "layer_norm/forward") => vec![forward("layer_norm", rows()?, layer_norm)],
+        (_, "layer_norm/forward+backward") => vec![backward("layer_norm", dy()?, rows()?, layer_norm)],
+        (_, "softmax/forward") => vec![forward("softmax", vec![tensor(&X, 1, 4.0, 0.0)?], |x| x[0].softmax(-1))],
+        (_, "softmax/forward+backward") => {
+            vec![backward("softmax", dy()?, vec![tensor(&X, 1, 4.0, 0.0)?], |x| x[0].softmax(-1))]
+        }
+        (_, "gelu/forward") => vec![forward("gelu", vec![tensor(&X, 1, 3.0, 0.0)?], |x| x[0].gelu())],
+        (_, "gelu/forward+backward") => {
+            vec![backward("gelu", dy()?, vec![tensor(&X, 1, 3.0, 0.0)?], |x| x[0].gelu())]
+        }
+        ("attention", _) => attention(name)?,
+        ("conv2d", _) => conv2d(name, plain)?,
+        (_, "vit_block") => vec![vit_block(dy()?)?],
+        (_, "mae_step") => vec![mae_step()?],
+        _ => return Ok(None),
+    }))
 }
 
 fn main() -> Result<()> {
+    // As the command line does: the main thread works too, instead of waking another and waiting for it.
+    rayon::ThreadPoolBuilder::new().use_current_thread().build_global()?;
     serve("smalti", env!("CARGO_PKG_VERSION"), cases)
 }
