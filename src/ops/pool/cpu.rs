@@ -145,15 +145,18 @@ pub fn max<T: Real>(op: &'static str, x: &Tensor, win: &Windows) -> (Tensor, Ten
             at.fill((top * width + window.start) as i32);
         }
         out.fill(T::NEG_INF);
-        simd(#[inline(always)] || {
-            for y in down.pixels(row) {
-                let from = (plane * height + y) * row_in;
-                let x = unsafe { std::slice::from_raw_parts(source.ptr().add(from), row_in) };
-                for tap in &across.taps {
-                    max_of_tap(tap, lanes, (y * width) as i32, x, out, at);
+        simd(
+            #[inline(always)]
+            || {
+                for y in down.pixels(row) {
+                    let from = (plane * height + y) * row_in;
+                    let x = unsafe { std::slice::from_raw_parts(source.ptr().add(from), row_in) };
+                    for tap in &across.taps {
+                        max_of_tap(tap, lanes, (y * width) as i32, x, out, at);
+                    }
                 }
-            }
-        });
+            },
+        );
     });
     let y = Tensor::from_cpu_strided(out, shape.clone(), strides.clone(), op);
     (y, Tensor::from_cpu_strided(at, shape, strides, op))
@@ -217,11 +220,14 @@ pub fn max_backward<T: Real>(op: &'static str, g: &Tensor, at: &Tensor, win: &Wi
                         let dx = target.slice(to + lanes.start..to + lanes.end);
                         let g = std::slice::from_raw_parts(source.ptr().add(from), dx.len());
                         let at = std::slice::from_raw_parts(indices.ptr().add(from), dx.len());
-                        simd(#[inline(always)] || {
-                            for l in 0..dx.len() {
-                                dx[l] += if at[l] == pixel as i32 { g[l] } else { T::ZERO };
-                            }
-                        });
+                        simd(
+                            #[inline(always)]
+                            || {
+                                for l in 0..dx.len() {
+                                    dx[l] += if at[l] == pixel as i32 { g[l] } else { T::ZERO };
+                                }
+                            },
+                        );
                     }
                 }
             }
@@ -242,24 +248,28 @@ pub fn average<T: Real>(op: &'static str, x: &Tensor, win: &Windows) -> Tensor {
     rows(&planes, down, row_out, |plane, row, first| {
         let out = unsafe { target.slice(first..first + row_out) };
         out.fill(T::ZERO);
-        simd(#[inline(always)] || {
-            for y in down.pixels(row) {
-                let from = (plane * height + y) * row_in;
-                let x = unsafe { std::slice::from_raw_parts(source.ptr().add(from), row_in) };
-                // Few wide windows: along each of them. Many narrow ones: element by element across them.
-                if lanes == 1 && across.taps.len() > across.windows.len() {
-                    for (window, out) in across.windows.iter().zip(&mut *out) {
-                        *out += fold(&x[window.start..][..window.count], T::ZERO, |a, b| a + b, |a, b| a + b);
+        simd(
+            #[inline(always)]
+            || {
+                for y in down.pixels(row) {
+                    let from = (plane * height + y) * row_in;
+                    let x = unsafe { std::slice::from_raw_parts(source.ptr().add(from), row_in) };
+                    // Few wide windows: along each of them. Many narrow ones: element by element across them.
+                    if lanes == 1 && across.taps.len() > across.windows.len() {
+                        for (window, out) in across.windows.iter().zip(&mut *out) {
+                            *out +=
+                                fold(&x[window.start..][..window.count], T::ZERO, |a, b| a + b, |a, b| a + b);
+                        }
+                        continue;
                     }
-                    continue;
+                    let (x, out) = (x.as_ptr(), out.as_mut_ptr());
+                    for tap in &across.taps {
+                        // Taps name windows and pixels that exist.
+                        pairs(tap, lanes, |i, j| unsafe { *out.add(i) += *x.add(j) });
+                    }
                 }
-                let (x, out) = (x.as_ptr(), out.as_mut_ptr());
-                for tap in &across.taps {
-                    // Taps name windows and pixels that exist.
-                    pairs(tap, lanes, |i, j| unsafe { *out.add(i) += *x.add(j) });
-                }
-            }
-        });
+            },
+        );
         for (column, out) in out.chunks_exact_mut(lanes).enumerate() {
             let weight = T::of(win.weight(row, column).max(1) as f64);
             out.iter_mut().for_each(|v| *v = *v / weight);
@@ -287,23 +297,26 @@ pub fn average_backward<T: Real>(op: &'static str, g: &Tensor, win: &Windows) ->
             }
             for y in down.pixels(row) {
                 let to = (plane * height + y) * width * all;
-                simd(#[inline(always)] || {
-                    for tap in &across.taps {
-                        if all == 1 {
-                            let dx = unsafe { target.slice(to..to + width) }.as_mut_ptr();
-                            let g = row_of_g.as_ptr();
-                            // Taps name windows and pixels that exist.
-                            pairs(tap, 1, |i, j| unsafe { *dx.add(j) += *g.add(i) });
-                            continue;
+                simd(
+                    #[inline(always)]
+                    || {
+                        for tap in &across.taps {
+                            if all == 1 {
+                                let dx = unsafe { target.slice(to..to + width) }.as_mut_ptr();
+                                let g = row_of_g.as_ptr();
+                                // Taps name windows and pixels that exist.
+                                pairs(tap, 1, |i, j| unsafe { *dx.add(j) += *g.add(i) });
+                                continue;
+                            }
+                            for &(window, x) in &tap.pairs {
+                                let at = to + x * all;
+                                let dx = unsafe { target.slice(at + lanes.start..at + lanes.end) };
+                                let g = &row_of_g[window * dx.len()..][..dx.len()];
+                                (0..dx.len()).for_each(|l| dx[l] += g[l]);
+                            }
                         }
-                        for &(window, x) in &tap.pairs {
-                            let at = to + x * all;
-                            let dx = unsafe { target.slice(at + lanes.start..at + lanes.end) };
-                            let g = &row_of_g[window * dx.len()..][..dx.len()];
-                            (0..dx.len()).for_each(|l| dx[l] += g[l]);
-                        }
-                    }
-                });
+                    },
+                );
             }
         }
     })
