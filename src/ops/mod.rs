@@ -31,3 +31,5 @@ mod triangle;
 mod unary;
 mod unfold;
 mod view;
+
+
