@@ -3,7 +3,7 @@
 
 use crate::backbones::vit::{Pool, VitClassifier};
 use smalti::{
-    CrossEntropyOptions, Error, Result, Rng, Tensor,
+    CrossEntropy, Error, Result, Rng, Tensor,
     nn::{BatchNorm, Linear, LoadOptions, LoadReport, Params, init, pos_embed},
     no_grad,
 };
@@ -51,7 +51,7 @@ pub fn finetune_loss(
     targets: &Tensor,
     rng: &mut Rng,
 ) -> Result<Tensor> {
-    model.forward(images, Some(rng))?.cross_entropy(targets, &CrossEntropyOptions::default())
+    model.forward(images, Some(rng))?.cross_entropy(targets, &CrossEntropy::default())
 }
 
 /// The head of linear probing on a frozen encoder: BatchNorm without affine (eps 1e-6), then a linear layer.
@@ -92,7 +92,7 @@ impl ProbeHead {
     pub fn loss(&self, encoder: &VitClassifier, images: &Tensor, labels: &Tensor) -> Result<Tensor> {
         let features = no_grad(|| encoder.features(images, None))?;
         let logits = self.linear.forward(&self.norm.forward(&features, true)?)?;
-        logits.cross_entropy(labels, &CrossEntropyOptions::default())
+        logits.cross_entropy(labels, &CrossEntropy::default())
     }
 
     /// Logits in evaluation.

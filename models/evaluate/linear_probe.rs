@@ -2,10 +2,10 @@
 
 use super::{Features, standardise};
 use smalti::{
-    Result, Rng, Tensor, ensure,
+    CrossEntropy, Result, Rng, Tensor, ensure,
     nn::{Linear, Params, init},
     no_grad,
-    optim::{AdamW, Optimizer, Schedule},
+    optim::{AdamW, Algorithm, Optimizer, Schedule},
 };
 
 /// How a probe on stored features is trained: full batches, AdamW, cosine schedule.
@@ -56,7 +56,7 @@ impl LinearProbe {
         let mut optimizer = adam.over(&params.trained(), &groups)?;
         let schedule = Schedule::Cosine { base: config.lr, min: 0.0, steps: config.steps as f64 };
         for step in 0..config.steps {
-            let loss = head.forward(&data.x)?.cross_entropy(&data.labels)?;
+            let loss = head.forward(&data.x)?.cross_entropy(&data.labels, &CrossEntropy::default())?;
             optimizer.step(&loss.backward()?, schedule.at(step as f64))?;
         }
         Ok(LinearProbe { head, train: train.clone() })

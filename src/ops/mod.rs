@@ -31,5 +31,3 @@ mod triangle;
 mod unary;
 mod unfold;
 mod view;
-
-
