@@ -116,13 +116,13 @@ macro_rules! half_element {
         impl Element for $t {
             const DTYPE: DType = DType::$dtype;
             #[inline(always)]
-            fn to_f64(self) -> f64 { self.to_f32() as f64 }
+            fn to_f64(self) -> f64 { self.acc() as f64 }
             #[inline(always)]
-            fn from_f64(value: f64) -> Self { <$t>::from_f64(value) }
+            fn from_f64(value: f64) -> Self { Self::store(value as f32) }
             #[inline(always)]
-            fn to_i64(self) -> i64 { self.to_f32() as i64 }
+            fn to_i64(self) -> i64 { self.acc() as i64 }
             #[inline(always)]
-            fn from_i64(value: i64) -> Self { <$t>::from_f64(value as f64) }
+            fn from_i64(value: i64) -> Self { Self::store(value as f32) }
         }
     )+};
 }
@@ -195,6 +195,8 @@ pub trait Real:
     fn tanh(self) -> Self;
     /// Error function.
     fn erf(self) -> Self;
+    /// Probability that a standard normal variable exceeds |x|, and its density at x.
+    fn normal(self) -> (Self, Self);
     /// self^exponent
     fn powf(self, exponent: Self) -> Self;
     /// self * a + b, rounded once where the processor can.
@@ -212,7 +214,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $exp:path, $tanh:path, $erf:path) => {
+    ($t:ident, $exp:path, $ln:path, $ln_1p:path, $tanh:path, $erf:path, $normal:path) => {
         impl Float for $t {
             type Acc = $t;
             #[inline(always)]
@@ -240,11 +242,11 @@ macro_rules! real {
             }
             #[inline(always)]
             fn ln(self) -> $t {
-                $t::ln(self)
+                $ln(self)
             }
             #[inline(always)]
             fn ln_1p(self) -> $t {
-                $t::ln_1p(self)
+                $ln_1p(self)
             }
             #[inline(always)]
             fn sqrt(self) -> $t {
@@ -257,6 +259,10 @@ macro_rules! real {
             #[inline(always)]
             fn erf(self) -> $t {
                 $erf(self)
+            }
+            #[inline(always)]
+            fn normal(self) -> ($t, $t) {
+                $normal(self)
             }
             #[inline(always)]
             fn powf(self, exponent: $t) -> $t {
@@ -289,21 +295,56 @@ macro_rules! real {
         }
     };
 }
-real!(f32, simd::exp_f32, simd::tanh_f32, simd::erf_f32);
-real!(f64, f64::exp, f64::tanh, libm::erf);
+real!(f32, simd::exp_f32, simd::ln_f32, simd::ln_1p_f32, simd::tanh_f32, simd::erf_f32, simd::normal_f32);
+real!(f64, f64::exp, f64::ln, f64::ln_1p, f64::tanh, libm::erf, simd::normal_f64);
 
-macro_rules! half_float {
-    ($($t:ty),+) => {$(
-        impl Float for $t {
-            type Acc = f32;
-            #[inline(always)]
-            fn acc(self) -> f32 { self.to_f32() }
-            #[inline(always)]
-            fn store(value: f32) -> Self { <$t>::from_f32(value) }
-        }
-    )+};
+impl Float for bf16 {
+    type Acc = f32;
+    #[inline(always)]
+    fn acc(self) -> f32 {
+        f32::from_bits((self.to_bits() as u32) << 16)
+    }
+    #[inline(always)]
+    fn store(value: f32) -> Self {
+        let bits = value.to_bits();
+        // to nearest, ties to even
+        let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+        let bits = if value.is_nan() { bits >> 16 | 0x40 } else { rounded };
+        bf16::from_bits(bits as u16)
+    }
 }
-half_float!(bf16, f16);
+
+/// Without the branches and processor queries of `half`, so that loops vectorise. After F. Giesen.
+impl Float for f16 {
+    type Acc = f32;
+    #[inline(always)]
+    fn acc(self) -> f32 {
+        const INF: u32 = 0x7c00 << 13;
+        let half = self.to_bits() as u32;
+        let bits = (half & 0x7fff) << 13;
+        let exponent = bits & INF;
+        let rebiased = bits + ((127 - 15) << 23);
+        let infinite = rebiased + ((128 - 16) << 23);
+        let subnormal = (f32::from_bits(rebiased + (1 << 23)) - f32::from_bits(113 << 23)).to_bits();
+        let bits = if exponent == 0 { subnormal } else { rebiased };
+        let bits = if exponent == INF { infinite } else { bits };
+        f32::from_bits(bits | (half & 0x8000) << 16)
+    }
+    #[inline(always)]
+    fn store(value: f32) -> Self {
+        const SUBNORMAL: u32 = ((127 - 15) + (23 - 10) + 1) << 23;
+        let sign = value.to_bits() & 0x8000_0000;
+        let bits = value.to_bits() ^ sign;
+        let infinite = if bits > 0x7f80_0000 { 0x7e00 } else { 0x7c00 };
+        // the addition rounds at the last bit of a subnormal result
+        let subnormal = (f32::from_bits(bits) + f32::from_bits(SUBNORMAL)).to_bits().wrapping_sub(SUBNORMAL);
+        let odd = bits >> 13 & 1;
+        let normal = bits.wrapping_sub((127 - 15) << 23).wrapping_add(0xfff + odd) >> 13;
+        let half = if bits < 113 << 23 { subnormal } else { normal };
+        let half = if bits >= (127 + 16) << 23 { infinite } else { half };
+        f16::from_bits((half | sign >> 16) as u16)
+    }
+}
 
 /// Runs `$body` with `$T` the Rust type of `$dtype`, any of the eight.
 #[macro_export]
@@ -395,3 +436,30 @@ macro_rules! for_real {
 pub type Bf16 = bf16;
 /// `half::f16`, under a name that macros can use.
 pub type F16 = f16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_conversions_agree_with_the_half_crate() {
+        for bits in 0..=u16::MAX {
+            let (b, h) = (bf16::from_bits(bits), f16::from_bits(bits));
+            assert!(b.acc().to_bits() == b.to_f32().to_bits() || b.is_nan() && b.acc().is_nan());
+            assert!(h.acc().to_bits() == h.to_f32().to_bits() || h.is_nan() && h.acc().is_nan());
+        }
+        // every exponent, with all roundings of the mantissa
+        for high in 0..=0xffff_u32 {
+            for low in [0, 1, 0x0fff, 0x1000, 0x1001, 0x2fff, 0x3000, 0x7fff, 0x8000, 0x8001, 0xffff] {
+                let x = f32::from_bits(high << 16 | low);
+                let (b, h) = (bf16::store(x), f16::store(x));
+                assert!(b == bf16::from_f32(x) || x.is_nan() && b.is_nan(), "bf16 {x:e}");
+                assert!(
+                    h == f16::from_f32(x) || x.is_nan() && h.is_nan(),
+                    "f16 {x:e}: {h} {}",
+                    f16::from_f32(x)
+                );
+            }
+        }
+    }
+}

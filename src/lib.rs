@@ -80,7 +80,6 @@
 //! | [`io`] | safetensors, `.pth`, checkpoints of a whole training state |
 //! | [`cpu`] | buffers, threads, SIMD, matrix products: what operations are made of |
 
-
 pub mod autograd;
 pub mod cpu;
 mod device;

@@ -10,6 +10,11 @@ pub const GRAIN: usize = 32 * 1024;
 /// Runs `f` on consecutive ranges of `grain` (the last may be shorter) that cover `0..n`. One range runs on
 /// the caller's thread, without waking another.
 pub fn for_ranges(n: usize, grain: usize, f: impl Fn(Range<usize>) + Sync) {
+    ranges(n, grain, &f);
+}
+
+/// Apart, so that the thread pool's code is compiled once and not for every caller.
+fn ranges(n: usize, grain: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
     let grain = grain.max(1);
     let chunks = n.div_ceil(grain);
     if chunks <= 1 || rayon::current_num_threads() == 1 {

@@ -81,24 +81,6 @@ impl Tensor {
         y.record([self, other], Div { a: saved(self, other), b: other.clone() })
     }
 
-    /// self + value
-    ///
-    /// # Errors
-    /// None for numeric tensors.
-    #[track_caller]
-    pub fn add_scalar(&self, value: f64) -> Result<Tensor> {
-        self.add(&Tensor::full((), value, self.dtype())?)
-    }
-
-    /// self * value
-    ///
-    /// # Errors
-    /// None for numeric tensors.
-    #[track_caller]
-    pub fn mul_scalar(&self, value: f64) -> Result<Tensor> {
-        self.mul(&Tensor::full((), value, self.dtype())?)
-    }
-
     /// self + other where this tensor's buffer is taken over if nobody else sees it.
     pub(crate) fn accumulate(mut self, other: &Tensor) -> Result<Tensor> {
         let plain = !self.tracked() && !other.tracked() && self.shape() == other.shape();
@@ -169,7 +151,20 @@ impl Backward for Div {
         let a = ctx.grad(0, || grad.div(&self.b))?;
         let b = ctx.grad(1, || {
             let a = kept(Self::NAME, &self.a)?;
-            grad.mul(&a.div(&self.b)?.div(&self.b)?)?.neg()
+            if crate::autograd::is_grad_enabled() {
+                return grad.mul(&a.div(&self.b)?.div(&self.b)?)?.neg();
+            }
+            let (a, _) = promoted(a, grad)?;
+            let (b, _) = promoted(&self.b, grad)?;
+            on_device!(
+                grad,
+                Self::NAME,
+                for_float!(grad.dtype(), Self::NAME, T => {
+                    elementwise::map3(Self::NAME, grad, &a, &b, |g: T, a: T, b: T| {
+                        T::store(-(g.acc() * (a.acc() / b.acc() / b.acc())))
+                    })
+                })
+            )
         })?;
         Ok(smallvec![a, b])
     }
