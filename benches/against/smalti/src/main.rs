@@ -6,7 +6,7 @@ mod worker;
 use smalti::{
     BackwardOptions, ConvOptions, Rng, Tensor,
     nn::{Block, BlockConfig, Gelu, Params},
-    optim::{AdamW, Optimizer, no_decay_1d},
+    optim::{AdamW, Algorithm, Optimizer, no_decay_1d},
 };
 use smalti_models::mae::{Mae, MaeConfig};
 use worker::shapes::{self, BATCH, DECODER, ENCODER, PATCHES, SIDE};
@@ -114,7 +114,7 @@ fn conv2d(name: &str, plain: impl Fn(&[usize], u32) -> smalti::Result<Tensor>) -
     let options = ConvOptions { padding: [1, 1], groups, ..Default::default() };
     let (x, dy) = (plain(&[8, 64, 56, 56], 1)?, plain(&[8, 64, 56, 56], 9)?);
     let w = tensor(&[64, 64 / groups, 3, 3], 2, 0.1, 0.0)?;
-    let conv = move |x: &[Tensor]| x[0].conv2d(&x[1], None, &options);
+    let conv = move |x: &[Tensor]| x[0].conv2d(&x[1], None, options);
     let last = vec![x.to_channels_last()?, w.clone()];
     Ok(vec![
         backward("nchw", dy.clone(), vec![x, w], conv.clone()),
