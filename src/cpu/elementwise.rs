@@ -56,6 +56,7 @@ impl<const K: usize> Loop<K> {
     }
 
     /// Elements in all.
+    #[allow(clippy::len_without_is_empty)]
     pub fn len(&self) -> usize {
         count(&self.sizes)
     }

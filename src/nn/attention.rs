@@ -26,7 +26,7 @@ impl Attention {
         rng: &mut Rng,
     ) -> Result<Attention> {
         ensure!(
-            heads > 0 && width % heads == 0,
+            heads > 0 && width.is_multiple_of(heads),
             "attention",
             "width {width} does not divide by {heads} heads"
         );

@@ -18,7 +18,7 @@ pub enum First {
 /// If the width does not divide by 4.
 #[track_caller]
 pub fn sin_cos_2d(width: usize, rows: usize, columns: usize, first: First) -> Result<Tensor> {
-    ensure!(width > 0 && width % 4 == 0, "sin_cos_2d", "width {width} does not divide by 4");
+    ensure!(width > 0 && width.is_multiple_of(4), "sin_cos_2d", "width {width} does not divide by 4");
     let quarter = width / 4;
     let frequency: Vec<f64> = (0..quarter).map(|i| 10_000f64.powf(-(i as f64) / quarter as f64)).collect();
     let mut table = Vec::with_capacity(rows * columns * width);

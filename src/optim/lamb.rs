@@ -109,7 +109,7 @@ mod tests {
         let g = Tensor::from_slice(&[0.2, -7.0], [2])?;
         optimizer.step(&p.get().mul(&g)?.sum(())?.backward()?, 0.01)?;
         let r = [1.0 + 0.3, -1.0 - 0.4];
-        let ratio = 5.0 / (r[0] * r[0] + r[1] * r[1] as f64).sqrt();
+        let ratio = 5.0 / (r[0] * r[0] + r[1] * r[1]).sqrt();
         let got = p.value().to_vec::<f64>()?;
         assert!((got[0] - (3.0 - 0.01 * ratio * r[0])).abs() < 1e-12, "{got:?}");
         assert!((got[1] - (-4.0 - 0.01 * ratio * r[1])).abs() < 1e-12, "{got:?}");

@@ -25,7 +25,7 @@ impl Tensor {
         ensure!(self.rank() >= 2, OP, "needs shape [N, C, ..], got {:?}", self.shape());
         let channels = self.shape()[1];
         ensure!(
-            groups > 0 && channels % groups == 0,
+            groups > 0 && channels.is_multiple_of(groups),
             OP,
             "{groups} groups do not divide the {channels} channels of {:?}",
             self.shape()

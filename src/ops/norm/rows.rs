@@ -39,7 +39,7 @@ pub fn forward<T: Float, const CENTERED: bool>(
     eps: f64,
 ) -> Output {
     let n = count(&affine.normalized);
-    let rows = if n == 0 { 0 } else { x.numel() / n };
+    let rows = x.numel().checked_div(n).unwrap_or(0);
     let weight = parameter::<T::Acc>(affine.weight.as_ref(), n, T::Acc::ONE);
     let bias = parameter::<T::Acc>(affine.bias.as_ref(), n, T::Acc::ZERO);
     let (mut y, mut sum) = (CpuVec::<T>::new(x.numel()), r.map(|_| CpuVec::<T>::new(x.numel())));

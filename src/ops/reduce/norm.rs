@@ -37,7 +37,7 @@ impl Tensor {
         let dims = dims.of("norm", self)?;
         let nothing = dims.iter().any(|&d| self.shape()[d] == 0);
         ensure!(
-            !(ord.is_infinite() && nothing) && !ord.is_nan(),
+            !(ord.is_nan() || ord.is_infinite() && nothing),
             "norm",
             "no norm of order {ord} over dimensions {dims:?} of shape {:?}",
             self.shape()
