@@ -414,7 +414,7 @@ macro_rules! for_float {
 }
 
 /// [`for_dtype!`] over f32 and f64; the others are an error of `$op`. For code that half types reach by way of
-/// [`Tensor::in_f32`](crate::Tensor::in_f32).
+/// `Tensor::in_f32`.
 #[macro_export]
 macro_rules! for_real {
     ($dtype:expr, $op:expr, $T:ident => $body:expr) => {

@@ -1,4 +1,4 @@
-//! One source, several instruction sets: [`simd!`] runs a call compiled for AVX-512, for AVX2+FMA, or for the
+//! One source, several instruction sets: `simd!` runs a call compiled for AVX-512, for AVX2+FMA, or for the
 //! plain target, whichever the processor has. Code inside is ordinary Rust that the compiler vectorises. For
 //! that, three things must hold, or the loop silently runs one element at a time, some fifty times slower:
 //!
@@ -63,7 +63,7 @@ macro_rules! call {
 }
 pub(crate) use call as simd;
 
-/// Runs `f` with the best instruction set of this processor. [`simd!`] is the way to call it.
+/// Runs `f` with the best instruction set of this processor. `simd!` is the way to call it.
 #[inline(always)]
 pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     match level() {

@@ -9,7 +9,7 @@ use crate::{
 use smallvec::smallvec;
 
 impl Tensor {
-    /// out[i][j][k] = self[index[i][j][k]][j][k] for `dim` = 0, and so on. `index` has the tensor's rank; in
+    /// `out[i][j][k]` = `self[index[i][j][k]][j][k]` for `dim` = 0, and so on. `index` has the tensor's rank; in
     /// dimensions other than `dim` it may be smaller. The gradient is added up at repeated indices.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ impl Tensor {
         y.record([self], MaskedFill { mask })
     }
 
-    /// The elements where `mask` (bool, or numbers that are not 0) holds, in row-major order: [count]. Tensor
+    /// The elements where `mask` (bool, or numbers that are not 0) holds, in row-major order: `[count]`. Tensor
     /// and mask broadcast.
     ///
     /// # Errors

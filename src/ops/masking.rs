@@ -103,7 +103,7 @@ impl Tensor {
     }
 
     /// The decoder's input of a masked autoencoder, in one pass: `self` [N, 1 + K, D] are the class token and
-    /// the kept tokens; row 1 + i of the result is kept token `ids_restore[i]`, or `mask_token` [D] if that is
+    /// the kept tokens; row 1 + i of the result is kept token `ids_restore[i]`, or `mask_token` `[D]` if that is
     /// K or more; `pos` [1 + L, D] is added. Returns [N, 1 + L, D].
     ///
     /// # Errors

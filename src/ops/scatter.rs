@@ -10,7 +10,7 @@ use crate::{
 use smallvec::smallvec;
 
 impl Tensor {
-    /// A copy with self[index[i][j]][j] = src[i][j] for `dim` = 0, and so on. Where an index repeats, the last
+    /// A copy with `self[index[i][j]][j]` = `src[i][j]` for `dim` = 0, and so on. Where an index repeats, the last
     /// value stays, and the gradient of `src` is defined without repetition only.
     ///
     /// # Errors
@@ -22,7 +22,7 @@ impl Tensor {
         self.scatter_as(dim, index, src, false)
     }
 
-    /// A copy with src[i][j] added to self[index[i][j]][j] for `dim` = 0, and so on. Values at repeated indices
+    /// A copy with `src[i][j]` added to `self[index[i][j]][j]` for `dim` = 0, and so on. Values at repeated indices
     /// add up.
     ///
     /// # Errors
@@ -64,7 +64,7 @@ impl Tensor {
         }
     }
 
-    /// A copy with alpha * source[i] added to the slice index[i] of `dim`. Slices of repeated indices add up.
+    /// A copy with alpha * `source[i]` added to the slice `index[i]` of `dim`. Slices of repeated indices add up.
     ///
     /// # Errors
     /// If `index` is not 1-D with as many elements as `source` has slices, other sizes or dtypes differ, or an
