@@ -143,7 +143,7 @@ macro_rules! dim {
             #[track_caller]
             fn index(self, op: &'static str, rank: usize) -> Result<usize> {
                 let d = self as i64;
-                let i = if d < 0 { d + rank as i64 } else { d };
+                let i = if d < 0 { d + rank.max(1) as i64 } else { d };
                 // PyTorch lets -1 and 0 name the one position of a scalar.
                 if (0..rank.max(1) as i64).contains(&i) {
                     Ok(i as usize)

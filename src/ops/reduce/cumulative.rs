@@ -126,7 +126,10 @@ mod tests {
         let x = Tensor::from_slice(&[1u8, 2, 3, 4, 5, 250], [2, 3])?;
         assert_eq!(x.cumsum(1)?.to_vec::<i64>()?, [1, 3, 6, 4, 9, 259]);
         assert_eq!(x.cumsum(0)?.to_vec::<i64>()?, [1, 2, 3, 5, 7, 253]);
-        assert_eq!(x.to_dtype(DType::BF16)?.t()?.cumsum(-1)?.to_vec::<f64>()?[..4], [1., 5., 2., 7.]);
+        assert_eq!(
+            x.to_dtype(DType::BF16)?.t()?.cumsum(-1)?.to_dtype(DType::F64)?.to_vec::<f64>()?[..4],
+            [1., 5., 2., 7.]
+        );
         let long = Tensor::ones([300, 1000], DType::F32)?.cumsum(0)?;
         assert_eq!(long.select(0, 299)?.to_vec::<f32>()?, [300.0; 1000]);
         assert_eq!(Tensor::scalar(3.0).cumsum(0)?.item()?, 3.0);

@@ -286,7 +286,7 @@ mod tests {
             for dtype in [DType::F32, DType::F64, DType::BF16] {
                 let (y, at) = x.to_dtype(dtype)?.max(1)?;
                 assert_eq!(at.to_vec::<i64>()?, [1, 0]);
-                assert!(y.dtype() == dtype && y.to_vec::<f64>()?[1].is_nan());
+                assert!(y.dtype() == dtype && y.to_dtype(DType::F64)?.to_vec::<f64>()?[1].is_nan());
                 assert_eq!(x.to_dtype(dtype)?.argmin_keepdim(-1)?.to_vec::<i64>()?, [3, 0]);
             }
             assert_eq!(x.argmax_flat()?.item()?, 4.0);

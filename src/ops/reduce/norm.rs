@@ -212,7 +212,10 @@ mod tests {
         let empty = Tensor::zeros([2, 0], DType::F32)?;
         assert_eq!(empty.norm(2.0, 1)?.to_vec::<f32>()?, [0.0, 0.0]);
         assert!(empty.norm(f64::INFINITY, 1).is_err() && x.norm(f64::NAN, ()).is_err());
-        assert_eq!(x.to_dtype(DType::F16)?.norm_keepdim(2.0, 0)?.to_vec::<f64>()?, [5.0]);
+        assert_eq!(
+            x.to_dtype(DType::F16)?.norm_keepdim(2.0, 0)?.to_dtype(DType::F64)?.to_vec::<f64>()?,
+            [5.0]
+        );
         Ok(())
     }
 

@@ -125,7 +125,10 @@ mod tests {
     fn values() -> Result<()> {
         let x = Tensor::from_slice(&[1i32, -2, 3, 4, 5, 6], [2, 3])?;
         assert_eq!(x.prod(1)?.to_vec::<i64>()?, [-6, 120]);
-        assert_eq!(x.to_dtype(DType::F16)?.prod_keepdim(0)?.to_vec::<f64>()?, [4.0, -10.0, 18.0]);
+        assert_eq!(
+            x.to_dtype(DType::F16)?.prod_keepdim(0)?.to_dtype(DType::F64)?.to_vec::<f64>()?,
+            [4.0, -10.0, 18.0]
+        );
         assert_eq!(Tensor::zeros([0, 2], DType::F32)?.prod(0)?.to_vec::<f32>()?, [1.0, 1.0]);
         Ok(())
     }

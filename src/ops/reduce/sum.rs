@@ -223,8 +223,12 @@ mod tests {
     fn other_dtypes_and_nothing() -> Result<()> {
         let x = Tensor::ones([300, 7], DType::F16)?;
         assert_eq!(x.mean(())?.item()?, 1.0);
-        assert_eq!(x.mul_scalar(100.0)?.mean(0)?.to_vec::<f64>()?, [100.0; 7], "the sum exceeds f16");
-        assert_eq!(x.to_dtype(DType::BF16)?.sum(0)?.to_vec::<f64>()?, [300.0; 7]);
+        assert_eq!(
+            x.mul_scalar(100.0)?.mean(0)?.to_dtype(DType::F64)?.to_vec::<f64>()?,
+            [100.0; 7],
+            "the sum exceeds f16"
+        );
+        assert_eq!(x.to_dtype(DType::BF16)?.sum(0)?.to_dtype(DType::F64)?.to_vec::<f64>()?, [300.0; 7]);
         assert_eq!(x.to_dtype(DType::Bool)?.sum(1)?.to_vec::<i64>()?, [7; 300]);
         let empty = Tensor::zeros([2, 0, 3], DType::F32)?;
         assert_eq!(empty.sum(1)?.to_vec::<f32>()?, [0.0; 6]);
