@@ -6,7 +6,12 @@ use smalti::{CrossEntropy, Error, Reduction, Result, Tensor};
 pub const OPS: &[(&str, Op)] = &[
     ("binary_cross_entropy_with_logits", |c| {
         let (weight, pos_weight) = (c.optional(2), c.optional(3));
-        Ok(vec![c.input(0)?.bce_with_logits(c.input(1)?, weight, pos_weight, reduction(c)?)?])
+        Ok(vec![c.input(0)?.binary_cross_entropy_with_logits(
+            c.input(1)?,
+            weight,
+            pos_weight,
+            reduction(c)?,
+        )?])
     }),
     ("cosine_similarity", |c| {
         Ok(vec![c.input(0)?.cosine_similarity(c.input(1)?, c.i64("dim")?, c.f64("eps")?)?])
@@ -48,10 +53,8 @@ fn options(c: &Case) -> Result<CrossEntropy> {
 
 fn kl_div(c: &Case) -> Result<Vec<Tensor>> {
     let (x, target, log_target) = (c.input(0)?, c.input(1)?, c.bool("log_target")?);
-    // the sum divided by the first size
     if c.str("reduction")? == "batchmean" {
-        let batch = x.shape().first().copied().unwrap_or(1);
-        return Ok(vec![x.kl_div(target, log_target, Reduction::Sum)?.mul_scalar(1.0 / batch as f64)?]);
+        return Ok(vec![x.kl_div_batchmean(target, log_target)?]);
     }
     Ok(vec![x.kl_div(target, log_target, reduction(c)?)?])
 }

@@ -1,6 +1,6 @@
 //! Negative log-likelihood of labels.
 
-use super::{CrossEntropy, Reduction, cross_entropy::Layout};
+use super::{CrossEntropy, Reduction, labels::Layout};
 use crate::{
     Result, Tensor,
     autograd::{Backward, Ctx, Grads},

@@ -1,11 +1,11 @@
 //! Losses of pairs of numbers, as a table: a line forward, a line backward.
 
-use super::Reduction;
+use super::{RUN, Reduction};
 use crate::{
     Result, Tensor,
     autograd::{Backward, Ctx, Grads},
     dtype::Real,
-    ensure, for_float, on_device,
+    ensure, for_real, on_device,
 };
 use smallvec::smallvec;
 
@@ -89,10 +89,10 @@ losses! {
     kl_div(log_target: bool) KlDiv {
         f: |s, x, t| if s.log_target {
             t.exp() * (t - x)
-        } else if t > R::ZERO {
-            t * (t.ln() - x)
+        } else if t == R::ZERO {
+            -t * x
         } else {
-            R::ZERO - t * x
+            t * (t.ln() - x)
         },
         df: |s, x, t| if s.log_target {
             (-t.exp(), t.exp() * (t - x + R::ONE))
@@ -106,7 +106,7 @@ losses! {
 #[derive(Clone, Copy)]
 struct Bce;
 impl Loss for Bce {
-    const NAME: &'static str = "bce_with_logits";
+    const NAME: &'static str = "binary_cross_entropy_with_logits";
     #[inline(always)]
     fn f<R: Real>(self, x: R, t: R) -> R {
         let positive = if x > R::ZERO { x } else { R::ZERO };
@@ -119,13 +119,25 @@ impl Loss for Bce {
 }
 
 impl Tensor {
+    /// Kullback-Leibler divergence, summed over everything and divided by the size of dimension 0: what the
+    /// mathematical definition asks of a batch.
+    ///
+    /// # Errors
+    /// As [`kl_div`](Self::kl_div).
+    #[track_caller]
+    pub fn kl_div_batchmean(&self, target: &Tensor, log_target: bool) -> Result<Tensor> {
+        let batch = self.shape().first().copied().unwrap_or(1);
+        self.kl_div(target, log_target, Reduction::Sum)?.mul_scalar(1.0 / batch as f64)
+    }
+
     /// Binary cross-entropy of logits x with targets t in 0..=1:
-    /// `weight * (pos_weight * t * log(1 + e^-x) + (1 - t) * log(1 + e^x))`. Both weights broadcast to the input.
+    /// `weight * (pos_weight * t * log(1 + e^-x) + (1 - t) * log(1 + e^x))`. Both weights broadcast to the input;
+    /// one pass without them.
     ///
     /// # Errors
     /// If shape or dtype of logits and targets differ, a weight does not broadcast, or the dtype is not a float.
     #[track_caller]
-    pub fn bce_with_logits(
+    pub fn binary_cross_entropy_with_logits(
         &self,
         target: &Tensor,
         weight: Option<&Tensor>,
@@ -137,11 +149,11 @@ impl Tensor {
         }
         let mut losses = match pos_weight {
             None => apply(Bce, self, target, Reduction::None)?,
-            // log(1 + e^-x) is the loss with target 1, and log(1 + e^x) is larger by x.
-            Some(p) => {
-                let positive = apply(Bce, self, &self.detach().ones_like()?, Reduction::None)?;
-                let factor = p.add_scalar(-1.0)?.mul(target)?.add_scalar(1.0)?;
-                self.sub(&self.mul(target)?)?.add(&factor.mul(&positive)?)?
+            Some(factor) => {
+                let ones = target.detach().ones_like()?;
+                let positive = apply(Bce, self, &ones, Reduction::None)?.mul(target)?.mul(factor)?;
+                let negative = apply(Bce, self, &ones.zeros_like()?, Reduction::None)?;
+                positive.add(&negative.mul(&ones.sub(target)?)?)?
             }
         };
         if let Some(weight) = weight {
@@ -149,7 +161,7 @@ impl Tensor {
         }
         ensure!(
             losses.shape() == self.shape(),
-            "bce_with_logits",
+            Bce::NAME,
             "a weight broadcasts the input {:?} to {:?}",
             self.shape(),
             losses.shape()
@@ -186,12 +198,14 @@ fn apply<L: Loss>(loss: L, x: &Tensor, t: &Tensor, reduction: Reduction) -> Resu
         t.dtype(),
         t.shape()
     );
-    let y = on_device!(
-        x,
-        L::NAME,
-        for_float!(x.dtype(), L::NAME, T => cpu::forward::<T, L>(loss, x, t, reduction))
-    )?;
-    y.record([x, t], Pointwise { loss, x: x.clone(), t: t.clone(), reduction })
+    Tensor::in_f32([x, t], |[x, t]| {
+        let y = on_device!(
+            x,
+            L::NAME,
+            for_real!(x.dtype(), L::NAME, R => cpu::forward::<R, L>(loss, x, t, reduction))
+        )?;
+        y.record([x, t], Pointwise { loss, x: x.detach(), t: t.detach(), reduction })
+    })
 }
 
 struct Pointwise<L> {
@@ -209,7 +223,7 @@ impl<L: Loss> Backward for Pointwise<L> {
         let [dx, dt] = on_device!(
             grad,
             Self::NAME,
-            for_float!(grad.dtype(), Self::NAME, T => cpu::backward::<T, L>(self, grad, needs))
+            for_real!(grad.dtype(), Self::NAME, R => cpu::backward::<R, L>(self, grad, needs))
         )?;
         Ok(smallvec![dx, dt])
     }
@@ -217,71 +231,67 @@ impl<L: Loss> Backward for Pointwise<L> {
 
 mod cpu {
     use super::*;
-    use crate::{
-        cpu::{
-            axis::Axis,
-            parallel::{GRAIN, SharedMut, for_ranges},
-            pool::CpuVec,
-            rows,
-            simd::simd,
-        },
-        dtype::Float,
+    use crate::cpu::{
+        axis::Axis,
+        parallel::{GRAIN, SharedMut, for_ranges},
+        pool::CpuVec,
+        rows,
+        simd::simd,
     };
 
-    /// Elements that are summed before they join the rest, which keeps the digits of long sums.
-    const RUN: usize = 2048;
-
-    pub fn forward<T: Float, L: Loss>(l: L, x: &Tensor, t: &Tensor, reduction: Reduction) -> Result<Tensor> {
+    pub fn forward<R: Real, L: Loss>(l: L, x: &Tensor, t: &Tensor, reduction: Reduction) -> Result<Tensor> {
         let axis = Axis::of(x, 0);
         let (x, t) = (axis.view(x)?, axis.view(t)?);
-        let (xs, ts) = (x.cpu_slice::<T>(), t.cpu_slice::<T>());
+        let (xs, ts) = (x.cpu_slice::<R>(), t.cpu_slice::<R>());
         if reduction == Reduction::None {
-            let mut out = CpuVec::<T>::new(xs.len());
+            let mut out = CpuVec::<R>::new(xs.len());
             let target = SharedMut::new(&mut out);
             for_ranges(xs.len(), GRAIN, |range| {
                 let (x, t, y) = (&xs[range.clone()], &ts[range.clone()], unsafe { target.slice(range) });
-                simd(|| (0..y.len()).for_each(|i| y[i] = T::store(l.f(x[i].acc(), t[i].acc()))));
+                simd(|| (0..y.len()).for_each(|i| y[i] = l.f(x[i], t[i])));
             });
             return Ok(axis.tensor(out, L::NAME));
         }
-        let mut sums = CpuVec::<T::Acc>::new(xs.len().div_ceil(GRAIN));
+        let mut sums = CpuVec::<R>::new(xs.len().div_ceil(GRAIN));
         let target = SharedMut::new(&mut sums);
         for_ranges(xs.len(), GRAIN, |range| {
             let at = range.start / GRAIN;
-            let runs = xs[range.clone()].chunks(RUN).zip(ts[range].chunks(RUN));
+            let (x, t) = (&xs[range.clone()], &ts[range]);
             let sum = simd(|| {
-                runs.map(|(x, t)| {
-                    rows::sum_of(x.len(), |i| unsafe {
-                        l.f(x.get_unchecked(i).acc(), t.get_unchecked(i).acc())
-                    })
-                })
-                .sum()
+                let mut sum = R::ZERO;
+                for from in (0..x.len()).step_by(RUN) {
+                    let to = x.len().min(from + RUN);
+                    let (x, t) = (&x[from..to], &t[from..to]);
+                    sum +=
+                        rows::sum_of(x.len(), |i| unsafe { l.f(*x.get_unchecked(i), *t.get_unchecked(i)) });
+                }
+                sum
             });
             unsafe { *target.ptr().add(at) = sum };
         });
-        let sum: T::Acc = sums.iter().copied().sum();
-        let count = if reduction == Reduction::Mean { T::Acc::of(xs.len() as f64) } else { T::Acc::ONE };
-        Ok(Tensor::from_cpu(CpuVec::from_slice(&[T::store(sum / count)]), (), L::NAME))
+        let sum: R = sums.iter().copied().sum();
+        let count = if reduction == Reduction::Mean { R::of(xs.len() as f64) } else { R::ONE };
+        Ok(Tensor::from_cpu(CpuVec::from_slice(&[sum / count]), (), L::NAME))
     }
 
-    pub fn backward<T: Float, L: Loss>(
+    pub fn backward<R: Real, L: Loss>(
         saved: &Pointwise<L>,
         grad: &Tensor,
         needs: [bool; 2],
     ) -> Result<[Option<Tensor>; 2]> {
         let axis = Axis::of(&saved.x, 0);
         let (x, t) = (axis.view(&saved.x)?, axis.view(&saved.t)?);
-        let (xs, ts) = (x.cpu_slice::<T>(), t.cpu_slice::<T>());
+        let (xs, ts) = (x.cpu_slice::<R>(), t.cpu_slice::<R>());
         let n = xs.len();
-        let mut out = needs.map(|needed| CpuVec::<T>::new(if needed { n } else { 0 }));
+        let mut out = needs.map(|needed| CpuVec::<R>::new(if needed { n } else { 0 }));
         let targets = out.each_mut().map(|o| SharedMut::new(o));
         // One gradient for all elements, or one for each.
         let each = (saved.reduction == Reduction::None).then(|| axis.view(grad)).transpose()?;
-        let each = each.as_ref().map(|g| g.cpu_slice::<T>());
+        let each = each.as_ref().map(|g| g.cpu_slice::<R>());
         let common = match saved.reduction {
-            Reduction::None => T::Acc::ONE,
-            Reduction::Sum => T::Acc::of(grad.item()?),
-            Reduction::Mean => T::Acc::of(grad.item()? / n as f64),
+            Reduction::None => R::ONE,
+            Reduction::Sum => R::of(grad.item()?),
+            Reduction::Mean => R::of(grad.item()? / n as f64),
         };
         let l = saved.loss;
         for_ranges(n, GRAIN, |range| {
@@ -289,28 +299,28 @@ mod cpu {
             let n = x.len();
             let t = &t[..n];
             let slice = |i: usize| unsafe { targets[i].slice(range.clone()) };
-            let df = |i: usize| l.df(x[i].acc(), t[i].acc());
+            let df = |i: usize| l.df(x[i], t[i]);
             simd(|| match (each, needs) {
                 (None, [true, false]) => {
                     let dx = slice(0);
-                    (0..n).for_each(|i| dx[i] = T::store(df(i).0 * common));
+                    (0..n).for_each(|i| dx[i] = df(i).0 * common);
                 }
                 (None, [true, true]) => {
                     let (dx, dt) = (slice(0), slice(1));
                     for i in 0..n {
                         let (a, b) = df(i);
-                        (dx[i], dt[i]) = (T::store(a * common), T::store(b * common));
+                        (dx[i], dt[i]) = (a * common, b * common);
                     }
                 }
                 _ => {
-                    let g = |i: usize| each.map_or(common, |g| g[range.start + i].acc());
+                    let g = |i: usize| each.map_or(common, |g| g[range.start + i]);
                     if needs[0] {
                         let dx = slice(0);
-                        (0..n).for_each(|i| dx[i] = T::store(df(i).0 * g(i)));
+                        (0..n).for_each(|i| dx[i] = df(i).0 * g(i));
                     }
                     if needs[1] {
                         let dt = slice(1);
-                        (0..n).for_each(|i| dt[i] = T::store(df(i).1 * g(i)));
+                        (0..n).for_each(|i| dt[i] = df(i).1 * g(i));
                     }
                 }
             });
@@ -344,8 +354,9 @@ mod tests {
                 gradcheck(|t| t[0].huber_loss(&t[1], 0.7, r), &inputs)?;
                 gradcheck(|t| t[0].kl_div(&t[1], true, r), &inputs)?;
                 gradcheck(|t| t[0].kl_div(&t[1], false, r), &probabilities)?;
-                gradcheck(|t| t[0].bce_with_logits(&t[1], None, None, r), &probabilities)?;
-                gradcheck(|t| t[0].bce_with_logits(&t[1], Some(&factor), Some(&factor), r), &probabilities)?;
+                let bce = Tensor::binary_cross_entropy_with_logits;
+                gradcheck(|t| bce(&t[0], &t[1], None, None, r), &probabilities)?;
+                gradcheck(|t| bce(&t[0], &t[1], Some(&factor), Some(&factor), r), &probabilities)?;
             }
         }
         gradcheck(|t| x.mse_loss(&t[0], Reduction::Mean), &[random(&[3, 4], 2)?])
@@ -362,14 +373,19 @@ mod tests {
         assert_eq!(sum(x.smooth_l1_loss(&zero, 0.0, Reduction::Sum))?, 3.5, "beta 0 is l1");
         assert_eq!(sum(x.huber_loss(&zero, 1.0, Reduction::Sum))?, 0.5 + 1.5 + 0.125);
         let large = Tensor::from_slice(&[1e4f32, -1e4], 2)?;
-        let y = large.bce_with_logits(&Tensor::from_slice(&[1f32, 1.0], 2)?, None, None, Reduction::None)?;
+        let y = large.binary_cross_entropy_with_logits(
+            &Tensor::from_slice(&[1f32, 1.0], 2)?,
+            None,
+            None,
+            Reduction::None,
+        )?;
         assert_eq!(y.to_vec::<f32>()?, [0.0, 1e4]);
         let empty = Tensor::zeros([0, 3], DType::F32)?;
         assert!(sum(empty.mse_loss(&empty, Reduction::Mean))?.is_nan());
         assert_eq!(sum(empty.mse_loss(&empty, Reduction::Sum))?, 0.0);
         assert!(x.mse_loss(&Tensor::zeros([2, 1], DType::F32)?, Reduction::Mean).is_err());
         let wide = Tensor::ones([2, 2, 2], DType::F32)?;
-        assert!(x.bce_with_logits(&zero, Some(&wide), None, Reduction::Mean).is_err());
+        assert!(x.binary_cross_entropy_with_logits(&zero, Some(&wide), None, Reduction::Mean).is_err());
         let half = x.to_dtype(DType::BF16)?;
         assert_eq!(sum(half.mse_loss(&half.zeros_like()?, Reduction::Mean))?, 1.3125);
         Ok(())
