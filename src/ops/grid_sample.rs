@@ -182,8 +182,8 @@ impl Axis {
             GridPadding::Reflection if self.align_corners => reflect(x, 0.0, last),
             GridPadding::Reflection => reflect(x, -0.5, last + 1.0),
         };
-        // Written so that NaN goes to the first pixel.
-        if !(x > 0.0) {
+        // NaN goes to the first pixel.
+        if x.is_nan() || x <= 0.0 {
             (0.0, 0.0)
         } else if x >= last {
             (last, 0.0)

@@ -42,8 +42,8 @@ pub fn grad_norm(params: &[Param], grads: &Gradients, norm_type: f64) -> Result<
 pub fn clip_grad_norm(params: &[Param], grads: &mut Gradients, max_norm: f64, norm_type: f64) -> Result<f64> {
     let norm = grad_norm(params, grads, norm_type)?;
     let factor = max_norm / (norm + 1e-6);
-    // written so that NaN reaches the gradients
-    if !(factor >= 1.0) {
+    // a NaN norm reaches the gradients
+    if factor < 1.0 || factor.is_nan() {
         change(params, grads, Change::Scale(factor))?;
     }
     Ok(norm)
