@@ -12,19 +12,22 @@ pub struct Rng {
     counter: u64,
 }
 
+const MULTIPLIERS: [u32; 2] = [0xD251_1F53, 0xCD9E_8D57];
+const WEYL: [u32; 2] = [0x9E37_79B9, 0xBB67_AE85];
+
 /// Ten rounds of Philox4x32 on `counter` under `key`: four independent 32-bit words.
 #[inline(always)]
 pub fn philox(mut counter: [u32; 4], mut key: [u32; 2]) -> [u32; 4] {
     for _ in 0..10 {
-        let a = u64::from(counter[0]) * 0xD251_1F53;
-        let b = u64::from(counter[2]) * 0xCD9E_8D57;
+        let a = u64::from(counter[0]) * u64::from(MULTIPLIERS[0]);
+        let b = u64::from(counter[2]) * u64::from(MULTIPLIERS[1]);
         counter = [
             (b >> 32) as u32 ^ counter[1] ^ key[0],
             b as u32,
             (a >> 32) as u32 ^ counter[3] ^ key[1],
             a as u32,
         ];
-        key = [key[0].wrapping_add(0x9E37_79B9), key[1].wrapping_add(0xBB67_AE85)];
+        key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
     }
     counter
 }
@@ -80,6 +83,30 @@ impl Rng {
             [block as u32, (block >> 32) as u32, self.stream as u32, (self.stream >> 32) as u32],
             [self.seed as u32, (self.seed >> 32) as u32],
         )
+    }
+
+    /// `N` blocks from `first` on, for bulk consumers in [`simd`](crate::cpu::simd::simd): word w of block
+    /// `first + i` is `[w][i]`.
+    #[inline(always)]
+    pub fn blocks<const N: usize>(&self, first: u64) -> [[u32; N]; 4] {
+        let mut c = [[0; N], [0; N], [self.stream as u32; N], [(self.stream >> 32) as u32; N]];
+        for i in 0..N {
+            let block = first.wrapping_add(i as u64);
+            (c[0][i], c[1][i]) = (block as u32, (block >> 32) as u32);
+        }
+        let mut key = [self.seed as u32, (self.seed >> 32) as u32];
+        for _ in 0..10 {
+            for i in 0..N {
+                let a = u64::from(c[0][i]) * u64::from(MULTIPLIERS[0]);
+                let b = u64::from(c[2][i]) * u64::from(MULTIPLIERS[1]);
+                c[0][i] = (b >> 32) as u32 ^ c[1][i] ^ key[0];
+                c[1][i] = b as u32;
+                c[2][i] = (a >> 32) as u32 ^ c[3][i] ^ key[1];
+                c[3][i] = a as u32;
+            }
+            key = [key[0].wrapping_add(WEYL[0]), key[1].wrapping_add(WEYL[1])];
+        }
+        c
     }
 
     /// Reserves `words` words for a bulk consumer and returns the index of the first, rounded up to a whole
@@ -196,6 +223,16 @@ mod tests {
             philox([0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344], [0xa4093822, 0x299f31d0]),
             [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1]
         );
+    }
+
+    #[test]
+    fn blocks_are_blocks() {
+        let rng = Rng::new(0x1234_5678_9abc).stream(5);
+        let first = u64::from(u32::MAX) - 3;
+        let words = rng.blocks::<16>(first);
+        for i in 0..16 {
+            assert_eq!(words.map(|w| w[i]), rng.block(first + i as u64));
+        }
     }
 
     #[test]

@@ -94,22 +94,24 @@ mod cpu {
         let values = x.cpu_slice::<T>();
         let mut out = CpuVec::<T>::new(values.len());
         let target = SharedMut::new(&mut out);
-        // p in units of a word; 2^32 for p = 1, above every word
-        let threshold = (rule.p * 4_294_967_296.0).round() as u64;
-        let scale = T::Acc::of(1.0 / (1.0 - rule.p));
+        // p in units of a word; p = 1 leaves the one word out that would be kept
+        let threshold = (rule.p * 4_294_967_296.0).round().min(u32::MAX.into()) as u32;
+        let scale = if rule.p == 1.0 { T::Acc::ZERO } else { T::Acc::of(1.0 / (1.0 - rule.p)) };
         for_ranges(values.len(), 1 << 14, |range| {
             let start = range.start;
             let (from, to) = (&values[range.clone()], unsafe { target.slice(range) });
             for (i, (to, from)) in to.chunks_mut(4 * BLOCKS).zip(from.chunks(4 * BLOCKS)).enumerate() {
                 let first = rule.first + (start / 4 + i * BLOCKS) as u64;
                 simd(|| {
-                    let mut words = [[0u32; 4]; BLOCKS];
-                    for (b, words) in words.iter_mut().enumerate() {
-                        *words = rule.source.block(first + b as u64);
+                    let words = rule.source.blocks::<BLOCKS>(first);
+                    let mut factors = [T::Acc::ZERO; 4 * BLOCKS];
+                    for b in 0..BLOCKS {
+                        for w in 0..4 {
+                            factors[4 * b + w] = if words[w][b] >= threshold { scale } else { T::Acc::ZERO };
+                        }
                     }
-                    for ((to, &x), &word) in to.iter_mut().zip(from).zip(words.as_flattened()) {
-                        let keep = u64::from(word) >= threshold;
-                        *to = if keep { T::store(x.acc() * scale) } else { T::default() };
+                    for ((to, &x), &factor) in to.iter_mut().zip(from).zip(&factors) {
+                        *to = T::store(x.acc() * factor);
                     }
                 });
             }

@@ -249,10 +249,10 @@ mod tests {
     fn gradients() -> Result<()> {
         let x = random([4, 3], 1)?;
         let index = Tensor::from_slice(&[0i64, 2, 2, 1, 1, 0], [2, 3])?;
-        gradcheck(|t| t[0].gather(0, &index), &[x.clone()])?;
+        gradcheck(|t| t[0].gather(0, &index), std::slice::from_ref(&x))?;
         gradcheck(|t| t[0].gather(1, &index.t()?), &[random([3, 4], 2)?.t()?.narrow(0, 0, 3)?])?;
         let rows = Tensor::from_slice(&[3i64, 0, 3], [3])?;
-        gradcheck(|t| t[0].index_select(0, &rows), &[x.clone()])?;
+        gradcheck(|t| t[0].index_select(0, &rows), std::slice::from_ref(&x))?;
         gradcheck(|t| t[0].index_select(-1, &rows), &[random([4, 2], 3)?.t()?])?;
         let column = Tensor::from_slice(&[1i64, 0], [1, 2])?;
         gradcheck(|t| t[0].take_along_dim(&column, 1), &[x])

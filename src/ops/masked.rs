@@ -128,8 +128,8 @@ mod tests {
     fn gradients() -> Result<()> {
         let x = Tensor::randn([3, 4], &mut Rng::new(1))?.to_dtype(DType::F64)?;
         let mask = Tensor::from_slice(&[true, false, true, false], [4])?;
-        gradcheck(|t| t[0].masked_fill(&mask, 7.0), &[x.clone()])?;
-        gradcheck(|t| t[0].t()?.masked_select(&mask.reshape([4, 1])?), &[x.clone()])?;
-        gradcheck(|t| t[0].narrow(0, 1, 1)?.masked_select(&x.gt(&x.zeros_like()?)?), &[x.clone()])
+        gradcheck(|t| t[0].masked_fill(&mask, 7.0), std::slice::from_ref(&x))?;
+        gradcheck(|t| t[0].t()?.masked_select(&mask.reshape([4, 1])?), std::slice::from_ref(&x))?;
+        gradcheck(|t| t[0].narrow(0, 1, 1)?.masked_select(&x.gt(&x.zeros_like()?)?), std::slice::from_ref(&x))
     }
 }

@@ -417,7 +417,7 @@ mod tests {
         let (keep, restore, _) = random([2, 5], 4)?.random_masking_ids(2)?;
         let repeated = Tensor::from_slice(&[4i64, 4, 0, 1], [2, 2])?;
         for ids in [&keep, &repeated] {
-            gradcheck(|t| t[0].gather_tokens(ids), &[x.clone()])?;
+            gradcheck(|t| t[0].gather_tokens(ids), std::slice::from_ref(&x))?;
             gradcheck(|t| t[0].gather_tokens_add(&t[1], ids), &[x.clone(), pos.clone()])?;
             gradcheck(|t| t[0].ungather_tokens(ids, 6), &[random([2, 2, 3], 5)?])?;
         }

@@ -251,8 +251,8 @@ mod cpu {
                 PatchOrder::ChannelLast if sx == 1 && c == 3 => {
                     for (row, to) in to.chunks_exact_mut(p * 3).enumerate() {
                         let [r, g, b] = [0, 1, 2].map(|channel| run(line(channel, row), p));
-                        for (i, to) in to.chunks_exact_mut(3).enumerate() {
-                            (to[0], to[1], to[2]) = (r[i], g[i], b[i]);
+                        for (to, ((&r, &g), &b)) in to.chunks_exact_mut(3).zip(r.iter().zip(g).zip(b)) {
+                            to.copy_from_slice(&[r, g, b]);
                         }
                     }
                 }
@@ -309,20 +309,23 @@ mod cpu {
         let x = x.cpu_slice::<T>();
         let mut out = CpuVec::<T>::new(n * c * h * w);
         let target = SharedMut::new(&mut out);
-        // one output line of the image after the other
-        for_rows(n * c * h, w, |range| {
+        // one line of all channels after the other, so that patches are read once
+        for_rows(n * h, c * w, |range| {
             for line in range {
-                let (sample, channel, y) = (line / (c * h), line / h % c, line % h);
-                let to = unsafe { target.slice(line * w..(line + 1) * w) };
-                for (column, to) in to.chunks_exact_mut(p).enumerate() {
-                    let patch = &x[(sample * rows * columns + y / p * columns + column) * width..][..width];
-                    match order {
-                        PatchOrder::ChannelFirst => {
-                            to.copy_from_slice(&patch[(channel * p + y % p) * p..][..p]);
-                        }
-                        PatchOrder::ChannelLast => {
-                            let from = &patch[y % p * p * c..][..p * c];
-                            (0..p).for_each(|i| to[i] = from[i * c + channel]);
+                let (sample, y) = (line / h, line % h);
+                for column in 0..columns {
+                    let patch = &x[((sample * rows + y / p) * columns + column) * width..][..width];
+                    for channel in 0..c {
+                        let start = ((sample * c + channel) * h + y) * w + column * p;
+                        let to = unsafe { target.slice(start..start + p) };
+                        match order {
+                            PatchOrder::ChannelFirst => {
+                                to.copy_from_slice(&patch[(channel * p + y % p) * p..][..p]);
+                            }
+                            PatchOrder::ChannelLast => {
+                                let from = patch[y % p * p * c..][..p * c].chunks_exact(c);
+                                to.iter_mut().zip(from).for_each(|(to, from)| *to = from[channel]);
+                            }
                         }
                     }
                 }
@@ -359,7 +362,11 @@ mod cpu {
                     pixels.read(size, at / patches, at % patches, PatchOrder::ChannelLast, &mut buffer)
                 };
                 let scale = T::of(2.0 * weights[at] / (width as f64 * total));
-                let sum = simd(|| residual(&x[span], &mut buffer, norm_pix, grad, scale));
+                let sum = simd(|| {
+                    let (sample, patch) = (at / patches, at % patches);
+                    unsafe { pixels.read(size, sample, patch, PatchOrder::ChannelLast, &mut buffer) };
+                    residual(&x[span], &mut buffer, norm_pix, grad, scale)
+                });
                 unsafe { *each.ptr().add(at) = sum.to_f64() * weights[at] };
             }
         });
@@ -470,14 +477,17 @@ mod tests {
         let x = random([2, 2, 4, 6], 1)?.transpose(2, 3)?;
         let ids = Tensor::from_slice(&[5i64, 0, 2, 1], [2, 2])?;
         for order in [PatchOrder::ChannelLast, PatchOrder::ChannelFirst] {
-            gradcheck(|t| t[0].patchify(2, order), &[x.clone()])?;
+            gradcheck(|t| t[0].patchify(2, order), std::slice::from_ref(&x))?;
             gradcheck(|t| t[0].unpatchify(2, [3, 2], order), &[random([2, 6, 8], 2)?])?;
-            gradcheck(|t| t[0].patchify_kept(&ids, 2, order), &[x.clone()])?;
+            gradcheck(|t| t[0].patchify_kept(&ids, 2, order), std::slice::from_ref(&x))?;
         }
         let mask = Tensor::from_slice(&[1f32, 0., 1., 1., 0.5, 0., 0., 0., 0., 0., 1., 1.], [2, 6])?;
         let pred = random([6, 2, 8], 3)?.transpose(0, 1)?;
         for norm_pix in [None, Some(1e-6)] {
-            gradcheck(|t| t[0].masked_patch_loss(&x, &mask, 2, norm_pix)?.mul_scalar(3.0), &[pred.clone()])?;
+            gradcheck(
+                |t| t[0].masked_patch_loss(&x, &mask, 2, norm_pix)?.mul_scalar(3.0),
+                std::slice::from_ref(&pred),
+            )?;
         }
         let leaf = pred.requires_grad();
         let grads = leaf.masked_patch_loss(&x, &mask, 2, Some(1e-6))?.backward()?;

@@ -99,8 +99,8 @@ mod tests {
     #[test]
     fn gradients() -> Result<()> {
         let x = Tensor::randn([2, 3], &mut Rng::new(1))?.to_dtype(DType::F64)?.t()?;
-        gradcheck(|t| t[0].repeat([2, 1, 3]), &[x.clone()])?;
-        gradcheck(|t| t[0].repeat_interleave(3, 0), &[x.clone()])?;
+        gradcheck(|t| t[0].repeat([2, 1, 3]), std::slice::from_ref(&x))?;
+        gradcheck(|t| t[0].repeat_interleave(3, 0), std::slice::from_ref(&x))?;
         let times = Tensor::from_slice(&[2i64, 0, 1], [3])?;
         gradcheck(|t| t[0].repeat_interleave_each(&times, 0), &[x])
     }

@@ -119,6 +119,22 @@ mod cpu {
         }
     }
 
+    /// Up to here a sorted list of the best so far beats selecting from all.
+    const FEW: usize = 32;
+
+    /// The `k` least in order; few elements get past the comparison with the worst of them.
+    fn least<P: Ord + Copy>(k: usize, all: impl Iterator<Item = P>, best: &mut Vec<P>) {
+        for p in all {
+            if best.len() == k {
+                if p > best[k - 1] {
+                    continue;
+                }
+                best.pop();
+            }
+            best.insert(best.partition_point(|b| *b < p), p);
+        }
+    }
+
     fn lines<T: Element, P: Ord + Copy + Send>(
         x: &Tensor,
         k: usize,
@@ -137,18 +153,19 @@ mod cpu {
             for line in range {
                 let values = unsafe { std::slice::from_raw_parts(source.ptr().add(line * n), n) };
                 packed.clear();
-                packed.extend(values.iter().enumerate().map(|(i, &v)| pack(v, i)));
-                if k < n {
-                    packed.select_nth_unstable(k - 1);
-                }
-                let first = &mut packed[..k];
-                if k > 4 * GRAIN {
-                    first.par_sort_unstable()
+                let all = values.iter().enumerate().map(|(i, &v)| pack(v, i));
+                if k <= FEW && k < n {
+                    least(k, all, &mut packed);
                 } else {
-                    first.sort_unstable()
+                    packed.extend(all);
+                    if k < n {
+                        packed.select_nth_unstable(k - 1);
+                    }
+                    let first = &mut packed[..k];
+                    if k > 4 * GRAIN { first.par_sort_unstable() } else { first.sort_unstable() }
                 }
                 let to = unsafe { target.slice(line * k..(line + 1) * k) };
-                to.iter_mut().zip(first).for_each(|(to, packed)| *to = index(*packed));
+                to.iter_mut().zip(&packed).for_each(|(to, packed)| *to = index(*packed));
             }
         });
         Tensor::from_cpu(out, shape, op)
