@@ -1,5 +1,10 @@
 //! Matrix products on raw memory, by the `gemm` crate (AVX-512 where the processor has it).
 
+use super::{
+    parallel::{Shared, SharedMut, for_ranges},
+    pool::CpuVec,
+    transpose::transpose,
+};
 use crate::dtype::DType;
 use half::f16;
 
@@ -55,6 +60,19 @@ pub unsafe fn gemm<T: GemmElement>(
     into: Into,
     threads: bool,
 ) {
+    // Packing walks over 48 columns of `rhs` at once; where they begin at the same place of different pages they
+    // all want the same few cache lines. A transposed copy first costs a tenth of what that does.
+    let column_bytes = rhs.column.unsigned_abs() * size_of::<T>();
+    if rhs.row == 1 && dst.column == 1 && m >= 64 && n >= 16 && column_bytes > 0 && column_bytes % 4096 == 0 {
+        let mut copy = CpuVec::<T>::new(n * k);
+        let (to, from) = (SharedMut::new(&mut copy), Shared(rhs.ptr));
+        for_ranges(n, 64, |range| unsafe {
+            let (first, from) = (range.start, from.ptr().offset(range.start as isize * rhs.column));
+            transpose([range.len(), k], from, rhs.column, to.ptr().add(first), n as isize);
+        });
+        let rhs = Mat::new(copy.as_ptr(), n as isize, 1);
+        return unsafe { gemm([m, n, k], dst, lhs, rhs, scale, into, threads) };
+    }
     // A task of less than some 100 microseconds is not worth waking a thread for.
     let parallelism = if threads && m * n * k > 1 << 20 && rayon::current_num_threads() > 1 {
         gemm::Parallelism::Rayon(0)

@@ -229,6 +229,10 @@ mod tests {
         check(&random(&[2, 1, 3, 4], 0)?, &random(&[3, 4, 2], 1)?)?;
         check(&random(&[2, 3, 6], 0)?.narrow(2, 1, 4)?, &random(&[2, 4, 1], 1)?)?;
         check(&random(&[3, 1], 0)?.expand([3, 4])?, &random(&[4, 1], 1)?)?;
+        let pages = random(&[16, 512], 1)?;
+        let y = random(&[64, 512], 0)?.matmul(&pages.t()?)?.to_vec::<f64>()?;
+        let copy = random(&[64, 512], 0)?.matmul(&pages.t()?.contiguous()?)?.to_vec::<f64>()?;
+        assert!(y.iter().zip(&copy).all(|(a, b)| (a - b).abs() < 1e-12), "columns whole pages apart");
         check(&random(&[2, 0], 0)?, &random(&[0, 3], 1)?)?;
         check(&random(&[0, 2], 0)?, &random(&[2, 3], 1)?)
     }

@@ -377,7 +377,7 @@ pub fn weight<T: ConvElement>(op: &'static str, g: &Geometry, x: &Tensor, y: &Te
             }
         }
     });
-    panels.unpack_sum(&partial, sums, &mut out);
+    panels.unpack_sum(&mut partial, sums, &mut out);
     Tensor::from_cpu(out, shape, op)
 }
 

@@ -6,7 +6,7 @@ use crate::{
     cpu::{
         parallel::{SharedMut, for_ranges},
         pool::CpuVec,
-        simd::LANES,
+        simd::{LANES, simd},
         transpose::transpose,
     },
     dtype::Real,
@@ -103,19 +103,41 @@ impl Panels {
         if self.reversed { self.taps - 1 - tap } else { tap }
     }
 
-    /// Calls `f(row of the panel, element of the weight tensor of lane 0)` for every row of a panel.
+    /// First weight of a panel in the weight tensor.
+    fn start(&self, panel: usize) -> isize {
+        let (group, first) = (panel / self.panels, panel % self.panels * self.width());
+        group as isize * self.steps[0] + first as isize * self.steps[1]
+    }
+
+    /// Calls `f(row of the panel, element of the weight tensor of its first lane)` for all of a panel's rows.
     fn rows(&self, panel: usize, mut f: impl FnMut(usize, isize)) {
-        let [group, out, input, down, across] = self.steps;
-        let (g, j) = ((panel / self.panels) as isize, (panel % self.panels * self.width()) as isize);
+        let [_, _, input, down, across] = self.steps;
         for row in 0..self.kernel[0] {
             for column in 0..self.kernel[1] {
                 let tap = self.tap(row, column);
-                let at = g * group + j * out + row as isize * down + column as isize * across;
+                let at = self.start(panel) + row as isize * down + column as isize * across;
                 for i in 0..self.inputs {
                     f(tap * self.inputs + i, at + i as isize * input);
                 }
             }
         }
+    }
+
+    /// A panel as matrices that the weight tensor holds transposed, lanes apart by `steps[1]` and elements side
+    /// by side: calls `f(first row of the panel, from row to row of it, rows, element of the weight tensor)`.
+    /// False, with nothing called, if the tensor's strides are others.
+    fn matrices(&self, panel: usize, mut f: impl FnMut(usize, isize, usize, isize)) -> bool {
+        let [_, _, input, down, across] = self.steps;
+        if self.taps == 1 && input == 1 {
+            f(0, 1, self.inputs, self.start(panel));
+            return true;
+        }
+        let side_by_side = self.taps > 1 && across == 1 && down == self.kernel[1] as isize;
+        for i in 0..if side_by_side { self.inputs } else { 0 } {
+            let step = self.inputs as isize * if self.reversed { -1 } else { 1 };
+            f(self.tap(0, 0) * self.inputs + i, step, self.taps, self.start(panel) + i as isize * input);
+        }
+        side_by_side
     }
 
     /// The weights in panels; lanes without a channel are zero.
@@ -127,34 +149,51 @@ impl Panels {
             for panel in range {
                 let out = unsafe { target.slice(panel * self.panel_len()..(panel + 1) * self.panel_len()) };
                 let valid = self.valid(panel % self.panels);
-                self.rows(panel, |row, at| {
-                    let lanes = &mut out[row * width..][..width];
-                    for l in 0..valid {
-                        lanes[l] = unsafe { *source.ptr().offset(at + l as isize * self.steps[1]) };
-                    }
-                    lanes[valid..].fill(T::ZERO);
+                if valid < width {
+                    out.fill(T::ZERO);
+                }
+                let moved = self.matrices(panel, |row, step, rows, at| unsafe {
+                    let to = out.as_mut_ptr().add(row * width);
+                    let from = source.ptr().offset(at);
+                    transpose([valid, rows], from, self.steps[1], to, step * width as isize);
                 });
+                if !moved {
+                    self.rows(panel, |row, at| {
+                        for l in 0..valid {
+                            let from = at + l as isize * self.steps[1];
+                            out[row * width + l] = unsafe { *source.ptr().offset(from) };
+                        }
+                    });
+                }
             }
         });
         packed
     }
 
     /// Sums of `copies` sets of panels, in order, as a contiguous weight tensor's elements.
-    pub fn unpack_sum<T: Real>(&self, packed: &[T], copies: usize, out: &mut [T]) {
-        let (target, width) = (SharedMut::new(out), self.width());
+    pub fn unpack_sum<T: Real>(&self, packed: &mut [T], copies: usize, out: &mut [T]) {
+        let (target, source, width) = (SharedMut::new(out), SharedMut::new(packed), self.width());
         for_ranges(self.count(), (1 << 13) / self.panel_len().max(1), |range| {
             for panel in range {
+                let of_copy = |copy: usize| {
+                    let at = copy * self.len() + panel * self.panel_len();
+                    unsafe { source.slice(at..at + self.panel_len()) }
+                };
+                let sums = of_copy(0);
+                for copy in 1..copies {
+                    let other = of_copy(copy);
+                    simd(
+                        #[inline(always)]
+                        || sums.iter_mut().zip(&*other).for_each(|(s, &v)| *s += v),
+                    );
+                }
                 let valid = self.valid(panel % self.panels);
-                self.rows(panel, |row, at| {
-                    let mut sums = [T::ZERO; 2 * LANES];
-                    for copy in 0..copies {
-                        let from = &packed[copy * self.len() + panel * self.panel_len() + row * width..];
-                        (0..width).for_each(|l| sums[l] += from[l]);
-                    }
-                    for l in 0..valid {
-                        unsafe { *target.ptr().offset(at + l as isize * self.steps[1]) = sums[l] };
-                    }
+                let moved = self.matrices(panel, |row, step, rows, at| unsafe {
+                    let from = sums.as_ptr().add(row * width);
+                    let to = target.ptr().offset(at);
+                    transpose([rows, valid], from, step * width as isize, to, self.steps[1]);
                 });
+                debug_assert!(moved, "the strides are those of a contiguous tensor");
             }
         });
     }

@@ -1,6 +1,6 @@
-//! One code for both memory orders: planes of pixels with `lanes` numbers each. NCHW has N C planes of one
-//! lane, NHWC has N planes of C lanes. Rows of a window's element go by one after the other, so that the inner
-//! loops run over memory in order.
+//! Images are planes of pixels with `lanes` numbers each: NCHW has N C planes of one lane, NHWC has N planes of
+//! C lanes. With lanes, each window is worked off 16 lanes at a time; without, a row of windows at a time, their
+//! first elements, their second elements, and so on, so that the inner loops run over memory in order.
 
 use super::windows::{Axis, Tap, Windows};
 use crate::{
@@ -9,7 +9,7 @@ use crate::{
         elementwise::{contiguous, dense_strides},
         parallel::{Shared, SharedMut, for_ranges},
         pool::CpuVec,
-        simd::{fold, simd},
+        simd::{LANES, fold, simd},
     },
     dtype::{Element, Real},
     shape::{Dims, Strides},
@@ -68,12 +68,11 @@ impl Planes {
     }
 }
 
-/// Calls `f(i, j)` for every lane `i` of the row of windows and the lane `j` of the row of pixels that tap `tap`
-/// pairs it with.
+/// Calls `f(window, pixel)` for the pairs of a tap.
 #[inline(always)]
-fn pairs(tap: &Tap, lanes: usize, mut f: impl FnMut(usize, usize)) {
+fn pairs(tap: &Tap, mut f: impl FnMut(usize, usize)) {
     match tap.stride {
-        Some(stride) if lanes == 1 => {
+        Some(stride) => {
             let (window, pixel) = tap.pairs[0];
             let n = tap.pairs.len();
             match stride {
@@ -82,48 +81,81 @@ fn pairs(tap: &Tap, lanes: usize, mut f: impl FnMut(usize, usize)) {
                 _ => (0..n).for_each(|k| f(window + k, pixel + stride * k)),
             }
         }
-        _ => {
-            for &(window, pixel) in &tap.pairs {
-                (0..lanes).for_each(|l| f(window * lanes + l, pixel * lanes + l));
-            }
-        }
+        None => tap.pairs.iter().for_each(|&(window, pixel)| f(window, pixel)),
     }
 }
 
 /// Rows of windows on all threads: `f(plane, row, first element of the row in the result)`.
+#[inline(always)]
 fn rows(planes: &Planes, y: &Axis, row_len: usize, f: impl Fn(usize, usize, usize) + Sync) {
     let n = y.windows.len();
     for_ranges(planes.planes * n, (GRAIN / row_len.max(1)).max(1), |range| {
-        for row in range {
-            f(row / n, row % n, row * row_len);
-        }
+        simd(
+            #[inline(always)]
+            || {
+                for row in range {
+                    f(row / n, row % n, row * row_len);
+                }
+            },
+        );
     });
 }
 
 /// Takes the elements of one tap into the largest so far. `first`: the row's first pixel in the plane.
 #[inline(always)]
-fn max_of_tap<T: Real>(tap: &Tap, lanes: usize, first: i32, x: &[T], out: &mut [T], at: &mut [i32]) {
-    if lanes == 1 {
-        let (x, out, at) = (x.as_ptr(), out.as_mut_ptr(), at.as_mut_ptr());
-        // Taps name windows and pixels that exist.
-        return pairs(tap, 1, |i, j| unsafe {
-            let (v, best) = (*x.add(j), *out.add(i));
-            let larger = v > best || v.is_nan();
-            *out.add(i) = if larger { v } else { best };
-            *at.add(i) = if larger { first + j as i32 } else { *at.add(i) };
-        });
-    }
-    for &(window, pixel) in &tap.pairs {
-        let x = &x[pixel * lanes..][..lanes];
-        let out = &mut out[window * lanes..][..lanes];
-        let at = &mut at[window * lanes..][..lanes];
-        let here = first + pixel as i32;
-        for l in 0..lanes {
-            let larger = x[l] > out[l] || x[l].is_nan();
-            out[l] = if larger { x[l] } else { out[l] };
-            at[l] = if larger { here } else { at[l] };
+fn max_of_tap<T: Real>(tap: &Tap, first: i32, x: &[T], out: &mut [T], at: &mut [i32]) {
+    let (x, out, at) = (x.as_ptr(), out.as_mut_ptr(), at.as_mut_ptr());
+    // Taps name windows and pixels that exist.
+    pairs(tap, |i, j| unsafe {
+        let (v, best) = (*x.add(j), *out.add(i));
+        let larger = v > best || v.is_nan();
+        *out.add(i) = if larger { v } else { best };
+        *at.add(i) = if larger { first + j as i32 } else { *at.add(i) };
+    });
+}
+
+/// `L` lanes of one window: the largest and where they are.
+#[inline(always)]
+unsafe fn max_of_window<T: Real, const L: usize>(
+    win: &Windows,
+    [row, column]: [usize; 2],
+    x: *const T,
+    lanes: usize,
+    out: *mut T,
+    at: *mut i32,
+) {
+    let (mut best, mut here) = ([T::NEG_INF; L], [i32::MAX; L]);
+    win.pixels(row, column, |pixel| {
+        let v = unsafe { x.add(pixel * lanes).cast::<[T; L]>().read_unaligned() };
+        for l in 0..L {
+            // the first pixel counts even if it is -infinity
+            let larger = v[l] > best[l] || v[l].is_nan() || here[l] == i32::MAX;
+            best[l] = if larger { v[l] } else { best[l] };
+            here[l] = if larger { pixel as i32 } else { here[l] };
         }
+    });
+    unsafe {
+        out.cast::<[T; L]>().write_unaligned(best);
+        at.cast::<[i32; L]>().write_unaligned(here);
     }
+}
+
+/// Calls the code with 16 lanes at a time, then one by one: `each!(lanes, |at, L| code)`.
+macro_rules! each {
+    ($range:expr, |$at:ident, $L:ident| $body:expr) => {{
+        let range: std::ops::Range<usize> = $range;
+        let mut $at = range.start;
+        while $at + LANES <= range.end {
+            const $L: usize = LANES;
+            $body;
+            $at += $L;
+        }
+        while $at < range.end {
+            const $L: usize = 1;
+            $body;
+            $at += $L;
+        }
+    }};
 }
 
 /// The largest elements and where they stand in the plane.
@@ -136,55 +168,76 @@ pub fn max<T: Real>(op: &'static str, x: &Tensor, win: &Windows) -> (Tensor, Ten
     let (target, indices) = (SharedMut::new(&mut out), SharedMut::new(&mut at));
     let (source, lanes, [height, width]) = (Shared(x.cpu_ptr::<T>()), planes.lanes, win.size());
     let [down, across] = &win.axes;
-    let (row_in, row_out) = (width * lanes, across.windows.len() * lanes);
-    rows(&planes, down, row_out, |plane, row, first| {
-        let out = unsafe { target.slice(first..first + row_out) };
-        let at = unsafe { indices.slice(first..first + row_out) };
-        let top = down.pixels(row).next().unwrap_or(0);
-        for (window, at) in across.windows.iter().zip(at.chunks_exact_mut(lanes)) {
-            at.fill((top * width + window.start) as i32);
-        }
-        out.fill(T::NEG_INF);
-        simd(
-            #[inline(always)]
-            || {
-                for y in down.pixels(row) {
-                    let from = (plane * height + y) * row_in;
-                    let x = unsafe { std::slice::from_raw_parts(source.ptr().add(from), row_in) };
-                    for tap in &across.taps {
-                        max_of_tap(tap, lanes, (y * width) as i32, x, out, at);
-                    }
+    let row_out = across.windows.len() * lanes;
+    rows(
+        &planes,
+        down,
+        row_out,
+        #[inline(always)]
+        |plane, row, first| {
+            let x = unsafe { source.ptr().add(plane * height * width * lanes) };
+            let out = unsafe { target.slice(first..first + row_out) };
+            let at = unsafe { indices.slice(first..first + row_out) };
+            if lanes > 1 {
+                for column in 0..across.windows.len() {
+                    let (out, at) = (out[column * lanes..].as_mut_ptr(), at[column * lanes..].as_mut_ptr());
+                    each!(0..lanes, |l, L| unsafe {
+                        max_of_window::<T, L>(win, [row, column], x.add(l), lanes, out.add(l), at.add(l))
+                    });
                 }
-            },
-        );
-    });
+                return;
+            }
+            let top = down.windows[row].start;
+            for (window, at) in across.windows.iter().zip(&mut *at) {
+                *at = (top * width + window.start) as i32;
+            }
+            out.fill(T::NEG_INF);
+            for y in down.pixels(row) {
+                let x = unsafe { std::slice::from_raw_parts(x.add(y * width), width) };
+                for tap in &across.taps {
+                    max_of_tap(tap, (y * width) as i32, x, out, at);
+                }
+            }
+        },
+    );
     let y = Tensor::from_cpu_strided(out, shape.clone(), strides.clone(), op);
     (y, Tensor::from_cpu_strided(at, shape, strides, op))
 }
 
-/// Gradients of the image, plane by plane (and by blocks of lanes): `f(gradient of a plane, plane, lanes)`.
+/// Gradients of the image, plane by plane (and by blocks of lanes): `f(gradient of the plane, plane, lanes)`.
+#[inline(always)]
 fn images<T: Real>(
     op: &'static str,
     planes: &Planes,
     win: &Windows,
-    f: impl Fn(&SharedMut<T>, usize, std::ops::Range<usize>) + Sync,
+    f: impl Fn(*mut T, usize, std::ops::Range<usize>) + Sync,
 ) -> Tensor {
     let (shape, strides) = planes.strides(win.size());
     let mut out = CpuVec::<T>::new(crate::shape::count(&shape));
-    let plane_len = win.size()[0] * win.size()[1] * planes.lanes;
+    let pixels = win.size()[0] * win.size()[1];
+    let plane_len = pixels * planes.lanes;
     let blocks = planes.lanes.div_ceil(LANES_OF_TASK);
     let target = SharedMut::new(&mut out);
     let grain = GRAIN / (plane_len / blocks.max(1)).max(1);
     for_ranges(planes.planes * blocks, grain.max(1), |range| {
-        for task in range {
-            let (plane, block) = (task / blocks, task % blocks);
-            let lanes = block * LANES_OF_TASK..planes.lanes.min((block + 1) * LANES_OF_TASK);
-            for pixel in 0..win.size()[0] * win.size()[1] {
-                let at = plane * plane_len + pixel * planes.lanes;
-                unsafe { target.slice(at + lanes.start..at + lanes.end) }.fill(T::ZERO);
-            }
-            f(&target, plane, lanes);
-        }
+        simd(
+            #[inline(always)]
+            || {
+                for task in range {
+                    let (plane, block) = (task / blocks, task % blocks);
+                    let lanes = block * LANES_OF_TASK..planes.lanes.min((block + 1) * LANES_OF_TASK);
+                    let at = plane * plane_len;
+                    if blocks == 1 {
+                        unsafe { target.slice(at..at + plane_len) }.fill(T::ZERO);
+                    } else {
+                        for at in (0..pixels).map(|pixel| at + pixel * planes.lanes) {
+                            unsafe { target.slice(at + lanes.start..at + lanes.end) }.fill(T::ZERO);
+                        }
+                    }
+                    f(unsafe { target.ptr().add(at) }, plane, lanes);
+                }
+            },
+        );
     });
     Tensor::from_cpu_strided(out, shape, strides, op)
 }
@@ -194,45 +247,34 @@ pub fn max_backward<T: Real>(op: &'static str, g: &Tensor, at: &Tensor, win: &Wi
     let planes = Planes::of(at);
     let (g, at) = (planes.arrange::<T>(g), planes.arrange::<i32>(at));
     let (source, indices) = (Shared(g.cpu_ptr::<T>()), Shared(at.cpu_ptr::<i32>()));
-    let ([height, width], [ny, nx], all) = (win.size(), win.count(), planes.lanes);
-    let [down, across] = &win.axes;
-    images::<T>(op, &planes, win, |target, plane, lanes| {
-        let to = plane * height * width * all;
-        let from = plane * ny * nx * all;
-        if all == 1 {
-            let (g, at) = unsafe {
-                (
-                    std::slice::from_raw_parts(source.ptr().add(from), ny * nx),
-                    std::slice::from_raw_parts(indices.ptr().add(from), ny * nx),
-                )
-            };
-            let dx = unsafe { target.slice(to..to + height * width) };
-            g.iter().zip(at).for_each(|(&g, &at)| dx[at as usize] += g);
-            return;
-        }
-        for row in 0..ny {
-            for y in down.pixels(row) {
-                for &(window, x) in across.taps.iter().flat_map(|tap| &tap.pairs) {
-                    let pixel = y * width + x;
-                    let from = from + (row * nx + window) * all + lanes.start;
-                    let to = to + pixel * all;
-                    unsafe {
-                        let dx = target.slice(to + lanes.start..to + lanes.end);
-                        let g = std::slice::from_raw_parts(source.ptr().add(from), dx.len());
-                        let at = std::slice::from_raw_parts(indices.ptr().add(from), dx.len());
-                        simd(
-                            #[inline(always)]
-                            || {
-                                for l in 0..dx.len() {
-                                    dx[l] += if at[l] == pixel as i32 { g[l] } else { T::ZERO };
-                                }
-                            },
-                        );
-                    }
+    let ([ny, nx], all) = (win.count(), planes.lanes);
+    images::<T>(
+        op,
+        &planes,
+        win,
+        #[inline(always)]
+        |dx, plane, lanes| {
+            for i in 0..ny * nx {
+                let from = (plane * ny * nx + i) * all;
+                let (g, at) = unsafe { (source.ptr().add(from), indices.ptr().add(from)) };
+                if all == 1 {
+                    // Indices are those of pixels, so they lie within the plane.
+                    unsafe { *dx.add(*at as usize) += *g };
+                    continue;
                 }
+                each!(lanes.clone(), |l, L| unsafe {
+                    let g = g.add(l).cast::<[T; L]>().read_unaligned();
+                    let at = at.add(l).cast::<[i32; L]>().read_unaligned();
+                    win.pixels(i / nx, i % nx, |pixel| {
+                        let dx = dx.add(pixel * all + l);
+                        for k in 0..L {
+                            *dx.add(k) += if at[k] == pixel as i32 { g[k] } else { T::ZERO };
+                        }
+                    });
+                });
             }
-        }
-    })
+        },
+    )
 }
 
 /// Means of windows.
@@ -244,37 +286,55 @@ pub fn average<T: Real>(op: &'static str, x: &Tensor, win: &Windows) -> Tensor {
     let target = SharedMut::new(&mut out);
     let (source, lanes, [height, width]) = (Shared(x.cpu_ptr::<T>()), planes.lanes, win.size());
     let [down, across] = &win.axes;
-    let (row_in, row_out) = (width * lanes, across.windows.len() * lanes);
-    rows(&planes, down, row_out, |plane, row, first| {
-        let out = unsafe { target.slice(first..first + row_out) };
-        out.fill(T::ZERO);
-        simd(
-            #[inline(always)]
-            || {
-                for y in down.pixels(row) {
-                    let from = (plane * height + y) * row_in;
-                    let x = unsafe { std::slice::from_raw_parts(source.ptr().add(from), row_in) };
-                    // Few wide windows: along each of them. Many narrow ones: element by element across them.
-                    if lanes == 1 && across.taps.len() > across.windows.len() {
-                        for (window, out) in across.windows.iter().zip(&mut *out) {
-                            *out +=
-                                fold(&x[window.start..][..window.count], T::ZERO, |a, b| a + b, |a, b| a + b);
-                        }
-                        continue;
-                    }
-                    let (x, out) = (x.as_ptr(), out.as_mut_ptr());
-                    for tap in &across.taps {
-                        // Taps name windows and pixels that exist.
-                        pairs(tap, lanes, |i, j| unsafe { *out.add(i) += *x.add(j) });
-                    }
+    let row_out = across.windows.len() * lanes;
+    let add = |a: T, b: T| a + b;
+    rows(
+        &planes,
+        down,
+        row_out,
+        #[inline(always)]
+        |plane, row, first| {
+            let x = unsafe { source.ptr().add(plane * height * width * lanes) };
+            let out = unsafe { target.slice(first..first + row_out) };
+            let weight = |column| T::of(win.weight(row, column).max(1) as f64);
+            if lanes > 1 {
+                for column in 0..across.windows.len() {
+                    let (out, weight) = (out[column * lanes..].as_mut_ptr(), weight(column));
+                    each!(0..lanes, |l, L| unsafe {
+                        let mut sums = [T::ZERO; L];
+                        win.pixels(row, column, |pixel| {
+                            let v = x.add(pixel * lanes + l).cast::<[T; L]>().read_unaligned();
+                            (0..L).for_each(|k| sums[k] += v[k]);
+                        });
+                        (0..L).for_each(|k| *out.add(l + k) = sums[k] / weight);
+                    });
                 }
-            },
-        );
-        for (column, out) in out.chunks_exact_mut(lanes).enumerate() {
-            let weight = T::of(win.weight(row, column).max(1) as f64);
-            out.iter_mut().for_each(|v| *v = *v / weight);
-        }
-    });
+                return;
+            }
+            if win.global() {
+                let x = unsafe { std::slice::from_raw_parts(x, height * width) };
+                out[0] = fold(x, T::ZERO, add, add) / weight(0);
+                return;
+            }
+            out.fill(T::ZERO);
+            for y in down.pixels(row) {
+                let x = unsafe { std::slice::from_raw_parts(x.add(y * width), width) };
+                // Few wide windows: along each of them. Many narrow ones: element by element across them.
+                if across.taps.len() > across.windows.len() {
+                    for (window, out) in across.windows.iter().zip(&mut *out) {
+                        *out += fold(&x[window.start..][..window.count], T::ZERO, add, add);
+                    }
+                    continue;
+                }
+                let (x, out) = (x.as_ptr(), out.as_mut_ptr());
+                for tap in &across.taps {
+                    // Taps name windows and pixels that exist.
+                    pairs(tap, |i, j| unsafe { *out.add(i) += *x.add(j) });
+                }
+            }
+            out.iter_mut().enumerate().for_each(|(column, v)| *v = *v / weight(column));
+        },
+    );
     Tensor::from_cpu_strided(out, shape, strides, op)
 }
 
@@ -283,41 +343,41 @@ pub fn average_backward<T: Real>(op: &'static str, g: &Tensor, win: &Windows) ->
     let planes = Planes::of(g);
     let g = planes.arrange::<T>(g);
     let source = Shared(g.cpu_ptr::<T>());
-    let ([height, width], [ny, nx], all) = (win.size(), win.count(), planes.lanes);
+    let ([_, width], [ny, nx], all) = (win.size(), win.count(), planes.lanes);
     let [down, across] = &win.axes;
-    images::<T>(op, &planes, win, |target, plane, lanes| {
-        let mut row_of_g = CpuVec::<T>::new(nx * lanes.len());
-        for row in 0..ny {
-            let from = (plane * ny + row) * nx * all;
-            for (column, to) in row_of_g.chunks_exact_mut(lanes.len()).enumerate() {
-                let scale = T::of(1.0 / win.weight(row, column).max(1) as f64);
-                for (l, to) in to.iter_mut().enumerate() {
-                    *to = unsafe { *source.ptr().add(from + column * all + lanes.start + l) } * scale;
+    images::<T>(
+        op,
+        &planes,
+        win,
+        #[inline(always)]
+        |dx, plane, lanes| {
+            let mut scaled = vec![T::ZERO; if all == 1 { nx } else { 0 }];
+            for row in 0..ny {
+                let g = unsafe { source.ptr().add((plane * ny + row) * nx * all) };
+                let scale = |column| T::of(1.0 / win.weight(row, column).max(1) as f64);
+                if all == 1 {
+                    for (column, to) in scaled.iter_mut().enumerate() {
+                        *to = unsafe { *g.add(column) } * scale(column);
+                    }
+                    for (y, tap) in down.pixels(row).flat_map(|y| across.taps.iter().map(move |tap| (y, tap)))
+                    {
+                        let (dx, g) = (unsafe { dx.add(y * width) }, scaled.as_ptr());
+                        // Taps name windows and pixels that exist.
+                        pairs(tap, |i, j| unsafe { *dx.add(j) += *g.add(i) });
+                    }
+                    continue;
+                }
+                for column in 0..nx {
+                    let scale = scale(column);
+                    each!(lanes.clone(), |l, L| unsafe {
+                        let g = g.add(column * all + l).cast::<[T; L]>().read_unaligned();
+                        win.pixels(row, column, |pixel| {
+                            let dx = dx.add(pixel * all + l);
+                            (0..L).for_each(|k| *dx.add(k) += g[k] * scale);
+                        });
+                    });
                 }
             }
-            for y in down.pixels(row) {
-                let to = (plane * height + y) * width * all;
-                simd(
-                    #[inline(always)]
-                    || {
-                        for tap in &across.taps {
-                            if all == 1 {
-                                let dx = unsafe { target.slice(to..to + width) }.as_mut_ptr();
-                                let g = row_of_g.as_ptr();
-                                // Taps name windows and pixels that exist.
-                                pairs(tap, 1, |i, j| unsafe { *dx.add(j) += *g.add(i) });
-                                continue;
-                            }
-                            for &(window, x) in &tap.pairs {
-                                let at = to + x * all;
-                                let dx = unsafe { target.slice(at + lanes.start..at + lanes.end) };
-                                let g = &row_of_g[window * dx.len()..][..dx.len()];
-                                (0..dx.len()).for_each(|l| dx[l] += g[l]);
-                            }
-                        }
-                    },
-                );
-            }
-        }
-    })
+        },
+    )
 }

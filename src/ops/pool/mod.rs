@@ -191,6 +191,11 @@ impl Backward for MaxPool {
 /// Means of windows, or (`back`) the gradient of that: each is the other's.
 #[track_caller]
 fn average(op: &'static str, x: &Tensor, windows: &Arc<Windows>, back: bool) -> Result<Tensor> {
+    if back && windows.global() {
+        let [n, c, ..] = x.dims::<4>(op)?;
+        let [h, w] = windows.size();
+        return x.mul_scalar(1.0 / windows.weight(0, 0) as f64)?.expand([n, c, h, w]);
+    }
     let y = Tensor::in_f32([&x.detach()], |[x]| {
         on_device!(
             x,

@@ -16,7 +16,7 @@ pub struct Axis {
     pub size: usize,
     pub windows: Vec<Window>,
     /// Pixels from element to element of a window.
-    step: usize,
+    pub step: usize,
     /// By element of a window, the windows in which it lies within the image.
     pub taps: Vec<Tap>,
 }
@@ -152,6 +152,26 @@ impl Windows {
     /// The divisor of a window's sum.
     pub fn weight(&self, y: usize, x: usize) -> usize {
         self.divisor.unwrap_or(self.axes[0].windows[y].weight * self.axes[1].windows[x].weight)
+    }
+
+    /// Calls `f` with each pixel of a window, counted in the flattened plane.
+    #[inline(always)]
+    pub fn pixels(&self, y: usize, x: usize, mut f: impl FnMut(usize)) {
+        let [down, across] = &self.axes;
+        let (wy, wx) = (down.windows[y], across.windows[x]);
+        for ky in 0..wy.count {
+            let first = (wy.start + ky * down.step) * across.size + wx.start;
+            for kx in 0..wx.count {
+                f(first + kx * across.step);
+            }
+        }
+    }
+
+    /// Is there one window, over the whole image?
+    pub fn global(&self) -> bool {
+        self.axes
+            .iter()
+            .all(|axis| axis.windows.len() == 1 && axis.step == 1 && axis.windows[0].count == axis.size)
     }
 
     /// Windows along both axes.
