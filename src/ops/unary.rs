@@ -408,17 +408,13 @@ mod tests {
     use crate::{BackwardOptions, Rng, gradcheck};
 
     type Op = fn(&Tensor) -> Result<Tensor>;
-    const OPS: [(&str, Op); 19] = [
+    const OPS: [(&str, Op); 14] = [
         ("exp", |x| x.exp()),
-        ("log", |x| x.abs()?.add_scalar(0.1)?.log()),
-        ("sqrt", |x| x.abs()?.add_scalar(0.1)?.sqrt()),
-        ("rsqrt", |x| x.abs()?.add_scalar(0.1)?.rsqrt()),
         ("tanh", |x| x.tanh()),
         ("sigmoid", |x| x.sigmoid()),
         ("relu", |x| x.relu()),
         ("abs", |x| x.abs()),
         ("square", |x| x.square()),
-        ("recip", |x| x.square()?.add_scalar(1.0)?.recip()),
         ("erf", |x| x.erf()),
         ("silu", |x| x.silu()),
         ("gelu", |x| x.gelu()),
@@ -426,8 +422,15 @@ mod tests {
         ("softplus", |x| x.softplus(1.5, 2.0)),
         ("clamp", |x| x.clamp(-0.5, 0.8)),
         ("pow 3", |x| x.pow_scalar(3.0)),
-        ("pow 2.5", |x| x.abs()?.add_scalar(0.1)?.pow_scalar(2.5)),
-        ("affine", |x| x.affine(2.5, -1.0)?.neg()),
+        ("affine", |x| x.affine(-2.5, 1.0)),
+    ];
+    /// Those of positive numbers.
+    const POSITIVE: [(&str, Op); 5] = [
+        ("log", |x| x.log()),
+        ("sqrt", |x| x.sqrt()),
+        ("rsqrt", |x| x.rsqrt()),
+        ("pow 2.5", |x| x.pow_scalar(2.5)),
+        ("recip", |x| x.recip()),
     ];
 
     fn input() -> Result<Tensor> {
@@ -436,8 +439,11 @@ mod tests {
 
     #[test]
     fn gradients_once_and_twice() -> Result<()> {
-        let x = input()?;
-        for (name, f) in OPS {
+        let positive = input()?.abs()?.add_scalar(0.3)?;
+        let cases = OPS.map(|(name, f)| (name, f, input()));
+        for (name, f, x) in cases.into_iter().chain(POSITIVE.map(|(name, f)| (name, f, Ok(positive.clone()))))
+        {
+            let x = x?;
             let first = gradcheck(|t| f(&t[0]), &[x.clone()]);
             assert!(first.is_ok(), "{name}: {first:?}");
             assert!(gradcheck(|t| f(&t[0]), &[x.t()?]).is_ok(), "{name} permuted");
@@ -483,7 +489,10 @@ mod tests {
     #[test]
     fn f32_and_half_agree_with_f64() -> Result<()> {
         let x = Tensor::randn([4, 300], &mut Rng::new(3))?.mul_scalar(3.0)?;
-        for (name, f) in OPS {
+        let positive = x.abs()?.add_scalar(0.3)?;
+        for (name, f, x) in
+            OPS.map(|(n, f)| (n, f, &x)).into_iter().chain(POSITIVE.map(|(n, f)| (n, f, &positive)))
+        {
             for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::BF16, 1e-2), (DType::F16, 2e-3)] {
                 let x = x.to_dtype(dtype)?;
                 let exact = f(&x.to_dtype(DType::F64)?)?.to_vec::<f64>()?;
