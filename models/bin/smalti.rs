@@ -1,10 +1,15 @@
 //! The command line.
 
+mod evaluate;
+mod inspect;
 mod recipes;
+mod report;
+mod stop;
+mod train;
 
 use clap::{Parser, Subcommand};
 use smalti::{Device, Error, Result};
-use std::process::ExitCode;
+use std::{path::PathBuf, process::ExitCode};
 
 /// Vision papers on smalti: training, evaluation, checkpoints.
 #[derive(Parser)]
@@ -22,6 +27,21 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Trains a model.
+    Train {
+        #[command(subcommand)]
+        what: train::Train,
+    },
+    /// Says how good an encoder is.
+    Evaluate {
+        #[command(subcommand)]
+        what: evaluate::Evaluate,
+    },
+    /// Lists the parameters of a checkpoint (.safetensors or .pth): names, shapes, dtypes, counts.
+    Inspect {
+        /// The file.
+        checkpoint: PathBuf,
+    },
     /// Lists the built-in recipes, or prints one.
     Recipes {
         /// Which one to print.
@@ -41,8 +61,14 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     set_threads(cli.threads)?;
-    Device::parse(&cli.device)?;
+    match Device::parse(&cli.device)? {
+        Device::Cpu => {}
+        device => return Err(Error::msg(format!("--device {device}: training runs on the CPU so far"))),
+    }
     match &cli.command {
+        Command::Train { what } => train::run(what),
+        Command::Evaluate { what } => evaluate::run(what),
+        Command::Inspect { checkpoint } => inspect::run(checkpoint),
         Command::Recipes { name } => recipes::run(name.as_deref()),
     }
 }

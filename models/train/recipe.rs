@@ -3,8 +3,9 @@
 //! A recipe is a built-in one (`mae_digits`, the papers' own), or a file; single values are overridden by
 //! `section.key=value`. A key that does not exist is an error that names the nearest one that does.
 
+use crate::{backbones::vit::ImageSize, mae::MaeConfig};
 use serde::{Deserialize, Serialize};
-use smalti::{Error, Result};
+use smalti::{Error, Result, nn::Gelu};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
@@ -128,6 +129,30 @@ pub struct Dims {
     pub mlp_ratio: f64,
     pub mask_ratio: f64,
     pub norm_pix_loss: bool,
+}
+
+impl Dims {
+    /// As the model's configuration.
+    pub fn mae(&self) -> MaeConfig {
+        MaeConfig {
+            img_size: ImageSize::Square(self.img_size),
+            patch_size: self.patch_size,
+            in_chans: self.in_chans,
+            embed_dim: self.embed_dim,
+            depth: self.depth,
+            num_heads: self.num_heads,
+            decoder_embed_dim: self.decoder_embed_dim,
+            decoder_depth: self.decoder_depth,
+            decoder_num_heads: self.decoder_num_heads,
+            mlp_ratio: self.mlp_ratio,
+            qkv_bias: true,
+            layer_norm_eps: 1e-6,
+            gelu: Gelu::Erf,
+            mask_ratio: self.mask_ratio,
+            norm_pix_loss: self.norm_pix_loss,
+            target_eps: 1e-6,
+        }
+    }
 }
 
 impl Model {

@@ -22,15 +22,35 @@ impl RunDir {
     /// # Errors
     /// If it holds one, is a file, or cannot be made.
     pub fn create(path: &Path, recipe: &Recipe) -> Result<RunDir> {
+        RunDir::check_free(path)?;
+        fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
+        let run = RunDir(path.into());
+        run.set_recipe(recipe)?;
+        Ok(run)
+    }
+
+    /// Whether a new run may be made in the folder `path`; nothing is written.
+    ///
+    /// # Errors
+    /// If it holds a run or is no folder.
+    pub fn check_free(path: &Path) -> Result<()> {
+        if path.exists() && !path.is_dir() {
+            return Err(Error::format(path, "is no folder"));
+        }
         if let Some(found) = [RECIPE, METRICS, STATE].iter().find(|name| path.join(name).exists()) {
             let what =
                 format!("holds a run already ({found}); take another --out, or go on with it by --resume");
             return Err(Error::format(path, what));
         }
-        fs::create_dir_all(path).map_err(|e| Error::io(path, e))?;
-        let run = RunDir(path.into());
-        run.write(RECIPE, recipe.to_toml()?.as_bytes())?;
-        Ok(run)
+        Ok(())
+    }
+
+    /// Writes the recipe.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn set_recipe(&self, recipe: &Recipe) -> Result<()> {
+        self.write(RECIPE, recipe.to_toml()?.as_bytes())
     }
 
     /// A new run in `runs/<name>`, or the first of `runs/<name>-2`, `-3`, .. that is free.

@@ -1,0 +1,233 @@
+//! The command line from outside: exit codes, messages, files.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+};
+
+fn smalti(arguments: &[&str], folder: &Path) -> Output {
+    let binary = env!("CARGO_BIN_EXE_smalti");
+    Command::new(binary).args(arguments).current_dir(folder).output().unwrap()
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+/// Fails with one line `error: ..` that contains all of `parts`.
+#[track_caller]
+fn fails(arguments: &[&str], folder: &Path, parts: &[&str]) {
+    let output = smalti(arguments, folder);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {text}");
+    let errors: Vec<&str> = text.lines().filter(|line| line.starts_with("error: ")).collect();
+    assert_eq!(errors.len(), 1, "{arguments:?}: {text}");
+    for part in parts {
+        assert!(errors[0].contains(part), "{arguments:?}: `{part}` is not in: {text}");
+    }
+}
+
+/// A run of one short epoch on the digits in `run`.
+fn short_run(folder: &Path, more: &[&str]) -> Output {
+    let small =
+        ["train", "mae", "--out", "run", "--set", "schedule.epochs=2", "--set", "schedule.warmup_epochs=1"];
+    let smaller = ["--set", "model.depth=1", "--set", "model.embed_dim=16", "--set", "model.decoder_depth=1"];
+    smalti(&[&small[..], &smaller, more].concat(), folder)
+}
+
+fn photos() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data/files/photos")
+}
+
+fn listing(folder: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut files: Vec<PathBuf> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files.into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
+#[test]
+fn recipes_with_mistakes() {
+    let folder = folder();
+    let text = String::from_utf8(smalti(&["recipes", "mae_digits"], folder.path()).stdout).unwrap();
+    fs::write(folder.path().join("my.toml"), text.replacen("base_lr", "base_lrr", 1)).unwrap();
+    fails(&["train", "mae", "--recipe", "my.toml"], folder.path(), &["my.toml: line", "`base_lr`?"]);
+    fails(&["train", "mae", "--recipe", "mae_digit"], folder.path(), &["did you mean `mae_digits`?"]);
+    fails(&["train", "mae", "--recipe", "no.toml"], folder.path(), &["no.toml"]);
+    fails(&["train", "mae", "--set", "optim.base_lr=x"], folder.path(), &["optim.base_lr", "invalid type"]);
+    fails(&["train", "mae", "--set", "optim.precision=bf16"], folder.path(), &["bf16", "GPU"]);
+    fails(&["train", "mae", "--recipe", "mae_finetune_digits"], folder.path(), &["not for pre-training"]);
+    fails(&["train", "mae", "--set", "model.patch_size=3"], folder.path(), &["model.patch_size"]);
+    assert!(!folder.path().join("runs").exists(), "nothing is made before the error");
+}
+
+#[test]
+fn data_that_is_not_there() {
+    let folder = folder();
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).unwrap();
+    fails(&["train", "mae", "--data", "missing"], folder.path(), &["missing"]);
+    fails(&["train", "mae", "--data", "empty"], folder.path(), &["empty", "no .jpg"]);
+    fs::write(empty.join("broken.jpg"), b"\xff\xd8\xffnothing").unwrap();
+    fails(&["train", "mae", "--data", "empty"], folder.path(), &["read"]);
+    fails(&["train", "mae", "--recipe", "mae_photos"], folder.path(), &["--data"]);
+    fails(&["--device", "cuda:7", "train", "mae"], folder.path(), &["cuda:7"]);
+    fails(&["--threads", "0", "train", "mae"], folder.path(), &["--threads"]);
+}
+
+#[test]
+fn runs_are_not_overwritten_and_damaged_states_are_refused() {
+    let folder = folder();
+    let output = short_run(folder.path(), &[]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        ["raw pixels", "untrained encoder", "trained encoder", "20-NN"].iter().all(|row| table.contains(row))
+    );
+    let run = folder.path().join("run");
+    for name in [
+        "recipe.toml",
+        "metrics.jsonl",
+        "last.safetensors",
+        "encoder.safetensors",
+        "model.safetensors",
+        "loss.png",
+        "preview.png",
+    ] {
+        assert!(run.join(name).exists(), "{name}");
+    }
+    let before = listing(&run);
+    fails(&["train", "mae", "--out", "run"], folder.path(), &["holds a run already", "--resume"]);
+    fails(&["train", "mae", "--out", "nothing", "--resume"], folder.path(), &["nothing", "no recipe.toml"]);
+    fails(
+        &["train", "mae", "--out", "run", "--resume", "--set", "model.embed_dim=32"],
+        folder.path(),
+        &["[16"],
+    );
+    assert_eq!(listing(&run), before, "nothing was touched");
+
+    let state = run.join("last.safetensors");
+    let bytes = fs::read(&state).unwrap();
+    for cut in [0, 9, bytes.len() / 2, bytes.len() - 1] {
+        fs::write(&state, &bytes[..cut]).unwrap();
+        fails(&["train", "mae", "--out", "run", "--resume"], folder.path(), &["last.safetensors"]);
+        fails(&["inspect", "run/last.safetensors"], folder.path(), &["last.safetensors"]);
+    }
+    fails(&["inspect", "missing.pth"], folder.path(), &["missing.pth"]);
+
+    let inspected = smalti(&["inspect", "run/encoder.safetensors"], folder.path());
+    let text = String::from_utf8(inspected.stdout).unwrap();
+    assert!(text.contains("patch_embed.proj.weight") && text.contains("[16, 1, 2, 2]"), "{text}");
+    assert!(!text.contains("decoder"), "{text}");
+}
+
+#[test]
+fn evaluations_of_a_run() {
+    let folder = folder();
+    assert!(short_run(folder.path(), &[]).status.success());
+    let encoder = "run/encoder.safetensors";
+    for (arguments, expected) in [
+        (vec!["evaluate", "knn", encoder], "20-NN: "),
+        (vec!["evaluate", "knn", encoder, "--temperature", "0.07"], "20-NN: "),
+        (vec!["evaluate", "linear-probe", encoder, "--mean"], "linear probe: "),
+        (
+            vec![
+                "evaluate",
+                "finetune",
+                encoder,
+                "--out",
+                "tuned",
+                "--set",
+                "schedule.epochs=2",
+                "--set",
+                "schedule.warmup_epochs=1",
+                "--set",
+                "finetune.mixup=0.8",
+            ],
+            "finetune: ",
+        ),
+        (
+            vec![
+                "evaluate",
+                "linear-probe",
+                encoder,
+                "--recipe",
+                "mae_linear_probe_digits",
+                "--set",
+                "schedule.epochs=2",
+                "--set",
+                "schedule.warmup_epochs=1",
+                "--set",
+                "model.depth=1",
+                "--set",
+                "model.embed_dim=16",
+            ],
+            "linear-probe: ",
+        ),
+    ] {
+        let output = smalti(&arguments, folder.path());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(text.contains(expected), "{text}{}", String::from_utf8_lossy(&output.stderr));
+    }
+    fails(&["evaluate", "finetune", encoder, "--out", "tuned"], folder.path(), &["holds a run already"]);
+    fails(&["evaluate", "knn", "run/recipe.toml"], folder.path(), &["recipe.toml"]);
+    let other = ["evaluate", "knn", encoder, "--recipe", "mae_digits"];
+    fails(&other, folder.path(), &["[16"]);
+}
+
+/// What differs between two runs is time alone.
+fn numbers(run: &Path) -> Vec<String> {
+    let log = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    log.lines().map(|line| line.split("\"images_per_second\"").next().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_number_of_threads_changes_no_bit() {
+    let (one, two) = (folder(), folder());
+    assert!(short_run(one.path(), &["--threads", "1"]).status.success());
+    assert!(short_run(two.path(), &["--threads", "2"]).status.success());
+    assert_eq!(numbers(&one.path().join("run")), numbers(&two.path().join("run")));
+    let file = "run/model.safetensors";
+    assert_eq!(fs::read(one.path().join(file)).unwrap(), fs::read(two.path().join(file)).unwrap());
+}
+
+#[test]
+fn a_flat_folder_of_photographs() {
+    let folder = folder();
+    let photos = photos();
+    let data = ["train", "mae", "--data", photos.to_str().unwrap(), "--set", "schedule.epochs=3"];
+    let output = smalti(&[&data[..], &["--set", "schedule.warmup_epochs=1"]].concat(), folder.path());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(folder.path().join("runs/mae-photos/preview.png").exists());
+}
+
+/// Ctrl-C saves the state; the resumed run ends with the same bytes as the uninterrupted one.
+#[cfg(unix)]
+#[test]
+fn interrupted_and_resumed() {
+    let (whole, parts) = (folder(), folder());
+    let epochs = ["--set", "schedule.epochs=60"];
+    assert!(short_run(whole.path(), &epochs).status.success());
+    let arguments = ["train", "mae", "--out", "run", "--set", "schedule.warmup_epochs=1"];
+    let smaller = ["--set", "model.depth=1", "--set", "model.embed_dim=16", "--set", "model.decoder_depth=1"];
+    let mut child = Command::new(env!("CARGO_BIN_EXE_smalti"))
+        .args([&arguments[..], &smaller, &epochs].concat())
+        .current_dir(parts.path())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let log = parts.path().join("run/metrics.jsonl");
+    while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be interrupted");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let resumed = smalti(&["train", "mae", "--out", "run", "--resume"], parts.path());
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    assert_eq!(numbers(&whole.path().join("run")), numbers(&parts.path().join("run")));
+    let file = "run/model.safetensors";
+    assert_eq!(fs::read(whole.path().join(file)).unwrap(), fs::read(parts.path().join(file)).unwrap());
+}
