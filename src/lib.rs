@@ -4,7 +4,7 @@
 //!
 //! ```
 //! use smalti::{autograd::{Backward, Ctx, Grads}, nn, optim, DType, Result, Rng, Tensor};
-//! use smalti::optim::Optimizer;
+//! use smalti::optim::{Algorithm, Optimizer};
 //!
 //! # fn main() -> Result<()> {
 //! // Tensors: dtype, shape and device are values; views copy nothing; every error names what did not fit.

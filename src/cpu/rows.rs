@@ -30,15 +30,23 @@ pub fn max<T: Float>(x: &[T]) -> T::Acc {
 /// Sum of e^(x - shift).
 #[inline(always)]
 pub fn exp_sum<T: Float>(x: &[T], shift: T::Acc) -> T::Acc {
-    sum_of(x.len(), |i| (unsafe { *x.get_unchecked(i) }.acc() - shift).exp())
+    sum_of(
+        x.len(),
+        #[inline(always)]
+        |i| (unsafe { *x.get_unchecked(i) }.acc() - shift).exp(),
+    )
 }
 
 /// x = e^(x - shift); returns the sum.
 #[inline(always)]
 pub fn exp_in_place<R: Real>(x: &mut [R], shift: R) -> R {
-    sum_of(x.len(), |i| {
-        let x = unsafe { x.get_unchecked_mut(i) };
-        *x = (*x - shift).exp();
-        *x
-    })
+    sum_of(
+        x.len(),
+        #[inline(always)]
+        |i| {
+            let x = unsafe { x.get_unchecked_mut(i) };
+            *x = (*x - shift).exp();
+            *x
+        },
+    )
 }

@@ -288,7 +288,10 @@ mod tests {
         let mut worst = (0.0f64, 0.0f32);
         for i in 0..=n {
             let x = low + (high - low) * i as f32 / n as f32;
-            let y = simd(|| f(x));
+            let y = simd(
+                #[inline(always)]
+                || f(x),
+            );
             let truth = exact(x as f64);
             let error = (y as f64 - truth).abs() / truth.abs().max(1e-30);
             if error > worst.0 {

@@ -102,18 +102,22 @@ mod cpu {
             let (from, to) = (&values[range.clone()], unsafe { target.slice(range) });
             for (i, (to, from)) in to.chunks_mut(4 * BLOCKS).zip(from.chunks(4 * BLOCKS)).enumerate() {
                 let first = rule.first + (start / 4 + i * BLOCKS) as u64;
-                simd(|| {
-                    let words = rule.source.blocks::<BLOCKS>(first);
-                    let mut factors = [T::Acc::ZERO; 4 * BLOCKS];
-                    for b in 0..BLOCKS {
-                        for w in 0..4 {
-                            factors[4 * b + w] = if words[w][b] >= threshold { scale } else { T::Acc::ZERO };
+                simd(
+                    #[inline(always)]
+                    || {
+                        let words = rule.source.blocks::<BLOCKS>(first);
+                        let mut factors = [T::Acc::ZERO; 4 * BLOCKS];
+                        for b in 0..BLOCKS {
+                            for w in 0..4 {
+                                factors[4 * b + w] =
+                                    if words[w][b] >= threshold { scale } else { T::Acc::ZERO };
+                            }
                         }
-                    }
-                    for ((to, &x), &factor) in to.iter_mut().zip(from).zip(&factors) {
-                        *to = T::store(x.acc() * factor);
-                    }
-                });
+                        for ((to, &x), &factor) in to.iter_mut().zip(from).zip(&factors) {
+                            *to = T::store(x.acc() * factor);
+                        }
+                    },
+                );
             }
         });
         Tensor::from_cpu(out, x.shape(), "dropout")

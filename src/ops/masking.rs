@@ -265,11 +265,14 @@ mod cpu {
     /// to = a + b
     #[inline(always)]
     fn sum_row<T: Float>(to: &mut [T], a: &[T], b: &[T]) {
-        simd(|| {
-            for i in 0..to.len().min(a.len()).min(b.len()) {
-                to[i] = T::store(a[i].acc() + b[i].acc());
-            }
-        })
+        simd(
+            #[inline(always)]
+            || {
+                for i in 0..to.len().min(a.len()).min(b.len()) {
+                    to[i] = T::store(a[i].acc() + b[i].acc());
+                }
+            },
+        )
     }
 
     pub fn gather<T: Float>(x: &Tensor, pos: Option<&Tensor>, ids: &Tensor) -> Tensor {
@@ -358,7 +361,10 @@ mod cpu {
                         put(1 + id as usize, from);
                     } else if want_mask {
                         let sum = unsafe { partial.slice(sample * d..(sample + 1) * d) };
-                        simd(|| sum.iter_mut().zip(from).for_each(|(s, &v)| *s += v.acc()));
+                        simd(
+                            #[inline(always)]
+                            || sum.iter_mut().zip(from).for_each(|(s, &v)| *s += v.acc()),
+                        );
                     }
                 }
             }

@@ -362,11 +362,14 @@ mod cpu {
                     pixels.read(size, at / patches, at % patches, PatchOrder::ChannelLast, &mut buffer)
                 };
                 let scale = T::of(2.0 * weights[at] / (width as f64 * total));
-                let sum = simd(|| {
-                    let (sample, patch) = (at / patches, at % patches);
-                    unsafe { pixels.read(size, sample, patch, PatchOrder::ChannelLast, &mut buffer) };
-                    residual(&x[span], &mut buffer, norm_pix, grad, scale)
-                });
+                let sum = simd(
+                    #[inline(always)]
+                    || {
+                        let (sample, patch) = (at / patches, at % patches);
+                        unsafe { pixels.read(size, sample, patch, PatchOrder::ChannelLast, &mut buffer) };
+                        residual(&x[span], &mut buffer, norm_pix, grad, scale)
+                    },
+                );
                 unsafe { *each.ptr().add(at) = sum.to_f64() * weights[at] };
             }
         });

@@ -213,7 +213,10 @@ mod cpu {
                     match steps {
                         [1, 0, 1] => {
                             let to = to.offset(*at as isize * o);
-                            simd(|| (0..n).for_each(|c| put(to.add(c), from.add(c))));
+                            simd(
+                                #[inline(always)]
+                                || (0..n).for_each(|c| put(to.add(c), from.add(c))),
+                            );
                         }
                         [a, b, d] => (0..n as isize).for_each(|c| {
                             put(to.offset(c * a + *at.offset(c * b) as isize * o), from.offset(c * d));
@@ -249,7 +252,10 @@ mod cpu {
                 let to = unsafe { target.slice(row * width..(row + 1) * width) };
                 for &k in &members[starts[r]..starts[r + 1]] {
                     let from = &source[(o * index.len() + k) * width..][..width];
-                    simd(|| to.iter_mut().zip(from).for_each(|(a, &b)| *a = f(*a, b)));
+                    simd(
+                        #[inline(always)]
+                        || to.iter_mut().zip(from).for_each(|(a, &b)| *a = f(*a, b)),
+                    );
                 }
             }
         });

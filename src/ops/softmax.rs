@@ -88,13 +88,19 @@ mod cpu {
                 for row in range {
                     let at = row * n..(row + 1) * n;
                     let (x, y) = (&xs[at.clone()], unsafe { target.slice(at) });
-                    simd(|| forward_row::<T, LOG>(x, y));
+                    simd(
+                        #[inline(always)]
+                        || forward_row::<T, LOG>(x, y),
+                    );
                 }
             });
         } else {
             for_columns(&axis, |at, step, width| {
                 let (x, y) = (unsafe { xs.as_ptr().add(at) }, unsafe { target.ptr().add(at) });
-                simd(|| unsafe { forward_columns::<T, LOG>(x, y, n, step, width) });
+                simd(
+                    #[inline(always)]
+                    || unsafe { forward_columns::<T, LOG>(x, y, n, step, width) },
+                );
             });
         }
         Ok(axis.tensor(out, name(LOG)))
@@ -129,11 +135,15 @@ mod cpu {
                 y[i] = T::store((x[i].acc() - max).exp() * scale);
             }
         } else {
-            let sum = rows::sum_of(n, |i| unsafe {
-                let e = (x.get_unchecked(i).acc() - max).exp();
-                *y.get_unchecked_mut(i) = T::store(e);
-                e
-            });
+            let sum = rows::sum_of(
+                n,
+                #[inline(always)]
+                |i| unsafe {
+                    let e = (x.get_unchecked(i).acc() - max).exp();
+                    *y.get_unchecked_mut(i) = T::store(e);
+                    e
+                },
+            );
             let scale = T::Acc::ONE / sum;
             for y in y {
                 *y = T::store(y.acc() * scale);
@@ -192,36 +202,44 @@ mod cpu {
                 for row in range {
                     let at = row * n..(row + 1) * n;
                     let (y, g, dx) = (&ys[at.clone()], &gs[at.clone()], unsafe { target.slice(at) });
-                    simd(|| {
-                        let sum = rows::sum_of(n, |i| unsafe {
-                            share::<T, LOG>(*y.get_unchecked(i), *g.get_unchecked(i))
-                        });
-                        for i in 0..n {
-                            dx[i] = slope::<T, LOG>(y[i], g[i], sum);
-                        }
-                    });
+                    simd(
+                        #[inline(always)]
+                        || {
+                            let sum = rows::sum_of(
+                                n,
+                                #[inline(always)]
+                                |i| unsafe { share::<T, LOG>(*y.get_unchecked(i), *g.get_unchecked(i)) },
+                            );
+                            for i in 0..n {
+                                dx[i] = slope::<T, LOG>(y[i], g[i], sum);
+                            }
+                        },
+                    );
                 }
             });
         } else {
             for_columns(&axis, |at, step, width| {
                 let (y, g) = (&ys[at..], &gs[at..]);
-                simd(|| {
-                    let mut sum = [T::Acc::ZERO; COLUMNS];
-                    let sum = &mut sum[..width];
-                    for k in 0..n {
-                        let (y, g) = (&y[k * step..k * step + width], &g[k * step..k * step + width]);
-                        for i in 0..width {
-                            sum[i] += share::<T, LOG>(y[i], g[i]);
+                simd(
+                    #[inline(always)]
+                    || {
+                        let mut sum = [T::Acc::ZERO; COLUMNS];
+                        let sum = &mut sum[..width];
+                        for k in 0..n {
+                            let (y, g) = (&y[k * step..k * step + width], &g[k * step..k * step + width]);
+                            for i in 0..width {
+                                sum[i] += share::<T, LOG>(y[i], g[i]);
+                            }
                         }
-                    }
-                    for k in 0..n {
-                        let (y, g) = (&y[k * step..k * step + width], &g[k * step..k * step + width]);
-                        let dx = unsafe { target.slice(at + k * step..at + k * step + width) };
-                        for i in 0..width {
-                            dx[i] = slope::<T, LOG>(y[i], g[i], sum[i]);
+                        for k in 0..n {
+                            let (y, g) = (&y[k * step..k * step + width], &g[k * step..k * step + width]);
+                            let dx = unsafe { target.slice(at + k * step..at + k * step + width) };
+                            for i in 0..width {
+                                dx[i] = slope::<T, LOG>(y[i], g[i], sum[i]);
+                            }
                         }
-                    }
-                });
+                    },
+                );
             });
         }
         Ok(axis.tensor(out, name(LOG)))

@@ -83,19 +83,22 @@ fn powers(x: &Tensor, range: Range<usize>, p: f64) -> f64 {
 }
 
 fn sum<T: Float>(x: &[T], f: impl Fn(T) -> f64, join: impl Fn(f64, f64) -> f64) -> f64 {
-    simd(|| {
-        let mut lanes = [0.0; LANES];
-        let mut chunks = x.chunks_exact(LANES);
-        for chunk in &mut chunks {
-            for i in 0..LANES {
-                lanes[i] = join(lanes[i], f(chunk[i]));
+    simd(
+        #[inline(always)]
+        || {
+            let mut lanes = [0.0; LANES];
+            let mut chunks = x.chunks_exact(LANES);
+            for chunk in &mut chunks {
+                for i in 0..LANES {
+                    lanes[i] = join(lanes[i], f(chunk[i]));
+                }
             }
-        }
-        for (lane, &v) in lanes.iter_mut().zip(chunks.remainder()) {
-            *lane = join(*lane, f(v));
-        }
-        join_lanes(lanes, &join)
-    })
+            for (lane, &v) in lanes.iter_mut().zip(chunks.remainder()) {
+                *lane = join(*lane, f(v));
+            }
+            join_lanes(lanes, &join)
+        },
+    )
 }
 
 /// What happens to each element.
@@ -126,7 +129,7 @@ fn change(params: &[Param], grads: &mut Gradients, change: Change) -> Result<()>
             let target = SharedMut::new(make_mut::<T>(grad));
             runs.push(Box::new(move |range| {
                 let x = unsafe { target.slice(range) };
-                simd(|| x.iter_mut().for_each(|x| *x = T::store(change.of(x.acc()))));
+                simd(#[inline(always)] || x.iter_mut().for_each(|x| *x = T::store(change.of(x.acc()))));
             }));
         });
     }

@@ -154,7 +154,10 @@ pub fn average_into(targets: &[Param], sources: &[Param], decay: f64) -> Result<
 
 fn lerp<R: Real>(average: &mut [R], x: &[R], decay: f64) {
     let (keep, take) = (R::of(decay), R::of(1.0 - decay));
-    simd(|| average.iter_mut().zip(x).for_each(|(a, &x)| *a = keep * *a + take * x));
+    simd(
+        #[inline(always)]
+        || average.iter_mut().zip(x).for_each(|(a, &x)| *a = keep * *a + take * x),
+    );
 }
 
 #[cfg(test)]

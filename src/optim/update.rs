@@ -322,15 +322,18 @@ pub(super) fn norms<const N: usize, U: Rule<N>>(jobs: &mut [Job], rules: &[U]) -
 }
 
 fn step_range<T: Float, const N: usize, U: Rule<N>>(raw: &Raw<N, U>, range: Range<usize>, rule: U) {
-    simd(|| {
-        let end = range.end - range.len() % LANES;
-        for at in (range.start..end).step_by(LANES) {
-            unsafe { step_lanes::<T, N, U, LANES>(raw, at, rule) };
-        }
-        for at in end..range.end {
-            unsafe { step_lanes::<T, N, U, 1>(raw, at, rule) };
-        }
-    });
+    simd(
+        #[inline(always)]
+        || {
+            let end = range.end - range.len() % LANES;
+            for at in (range.start..end).step_by(LANES) {
+                unsafe { step_lanes::<T, N, U, LANES>(raw, at, rule) };
+            }
+            for at in end..range.end {
+                unsafe { step_lanes::<T, N, U, 1>(raw, at, rule) };
+            }
+        },
+    );
 }
 
 /// Everything is loaded before anything is stored, so that the compiler needs no proof that the arrays differ.
@@ -360,17 +363,20 @@ fn look_range<T: Float, const N: usize, U: Rule<N>>(
     range: Range<usize>,
     rule: U,
 ) -> [f64; 2] {
-    simd(|| {
-        let mut sums = [[0.0; LANES]; 2];
-        let end = range.end - range.len() % LANES;
-        for at in (range.start..end).step_by(LANES) {
-            unsafe { look_lanes::<T, N, U, LANES>(raw, at, rule, &mut sums) };
-        }
-        for at in end..range.end {
-            unsafe { look_lanes::<T, N, U, 1>(raw, at, rule, &mut sums) };
-        }
-        sums.map(|lanes| crate::cpu::simd::join_lanes(lanes, |a, b| a + b))
-    })
+    simd(
+        #[inline(always)]
+        || {
+            let mut sums = [[0.0; LANES]; 2];
+            let end = range.end - range.len() % LANES;
+            for at in (range.start..end).step_by(LANES) {
+                unsafe { look_lanes::<T, N, U, LANES>(raw, at, rule, &mut sums) };
+            }
+            for at in end..range.end {
+                unsafe { look_lanes::<T, N, U, 1>(raw, at, rule, &mut sums) };
+            }
+            sums.map(|lanes| crate::cpu::simd::join_lanes(lanes, |a, b| a + b))
+        },
+    )
 }
 
 #[inline(always)]

@@ -223,7 +223,10 @@ impl<T: Number> Forward<'_, T> {
         let mut maxima = [T::ZERO; 256];
         for (i, sum) in lse.iter_mut().enumerate() {
             let logits = unsafe { row_mut(p, i, keys) };
-            simd(|| (maxima[i], *sum) = self.weights(head, queries.start + i, logits));
+            simd(
+                #[inline(always)]
+                || (maxima[i], *sum) = self.weights(head, queries.start + i, logits),
+            );
         }
         unsafe { gemm([n, plan.dv, keys], out, p_read, v, 1.0, Into::Set, false) };
         for (i, lse) in lse.iter_mut().enumerate() {
@@ -233,7 +236,10 @@ impl<T: Number> Forward<'_, T> {
                 *lse = T::NEG_INF;
             } else {
                 let scale = T::ONE / *lse;
-                simd(|| out.iter_mut().for_each(|x| *x *= scale));
+                simd(
+                    #[inline(always)]
+                    || out.iter_mut().for_each(|x| *x *= scale),
+                );
                 *lse = maxima[i] + lse.ln();
             }
         }
@@ -363,7 +369,10 @@ fn add_shares<T: Number>(plan: &Plan, parts: usize, width: usize, shares: &[T], 
                 for part in 0..parts {
                     let at = (head * parts + part) * step + key * width;
                     let share = &shares[at..at + width];
-                    simd(|| out.iter_mut().zip(share).for_each(|(o, s)| *o += *s));
+                    simd(
+                        #[inline(always)]
+                        || out.iter_mut().zip(share).for_each(|(o, s)| *o += *s),
+                    );
                 }
             }
         }
@@ -415,7 +424,10 @@ impl<T: Number> BackwardTask<'_, T> {
             }
             for i in 0..n {
                 let (p, ds) = unsafe { (row_mut(p, i, keys), row_mut(ds, i, keys)) };
-                simd(|| self.logits(head, queries.start + i, p, ds));
+                simd(
+                    #[inline(always)]
+                    || self.logits(head, queries.start + i, p, ds),
+                );
             }
             let [p, ds] = [p, ds].map(|m| Mat::new(m.ptr.cast_const(), m.row, 1));
             unsafe {
@@ -441,7 +453,11 @@ impl<T: Number> BackwardTask<'_, T> {
         self.mask.apply(head, query, p);
         let (out, grad) =
             unsafe { (row(self.out.mat(head, query), 0, dv), row(self.grad.mat(head, query), 0, dv)) };
-        let delta = rows::sum_of(dv, |i| unsafe { *out.get_unchecked(i) * *grad.get_unchecked(i) });
+        let delta = rows::sum_of(
+            dv,
+            #[inline(always)]
+            |i| unsafe { *out.get_unchecked(i) * *grad.get_unchecked(i) },
+        );
         let lse = self.lse[head * self.plan.queries + query];
         let visible = if lse == T::NEG_INF { 0 } else { keys.min(self.plan.visible(query + 1)) };
         for j in 0..visible {

@@ -52,22 +52,28 @@ fn along<T: Real>(x: &[T], outer: usize, inner: usize, table: &Table) -> Option<
     if inner == 1 {
         for_rows(outer, output, |range| {
             let y = unsafe { target.slice(range.start * output..range.end * output) };
-            simd(|| {
-                for (o, y) in range.zip(y.chunks_exact_mut(output)) {
-                    row(&x[o * input..][..input], y, table, &weights);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for (o, y) in range.zip(y.chunks_exact_mut(output)) {
+                        row(&x[o * input..][..input], y, table, &weights);
+                    }
+                },
+            );
         });
     } else {
         for_rows(outer * output, inner, |range| {
             let y = unsafe { target.slice(range.start * inner..range.end * inner) };
-            simd(|| {
-                for (at, y) in range.zip(y.chunks_exact_mut(inner.max(1))) {
-                    let (o, i) = (at / output, at % output);
-                    let (start, weights) = table.taps(i, &weights);
-                    combine(&x[(o * input + start) * inner..], y, weights);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for (at, y) in range.zip(y.chunks_exact_mut(inner.max(1))) {
+                        let (o, i) = (at / output, at % output);
+                        let (start, weights) = table.taps(i, &weights);
+                        combine(&x[(o * input + start) * inner..], y, weights);
+                    }
+                },
+            );
         });
     }
     Some(y)

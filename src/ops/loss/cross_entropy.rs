@@ -244,12 +244,15 @@ mod cpu {
         for_rows(p.rows, p.classes * 8, |range| {
             for i in range {
                 let (x, target) = p.row(i);
-                simd(|| unsafe {
-                    let m = rows::max(x);
-                    let l = rows::exp_sum(x, m).ln();
-                    (*max.ptr().add(i), *log_sum.ptr().add(i)) = (m, l);
-                    (*losses.ptr().add(i), *weights.ptr().add(i)) = p.loss(x, target, m, l);
-                });
+                simd(
+                    #[inline(always)]
+                    || unsafe {
+                        let m = rows::max(x);
+                        let l = rows::exp_sum(x, m).ln();
+                        (*max.ptr().add(i), *log_sum.ptr().add(i)) = (m, l);
+                        (*losses.ptr().add(i), *weights.ptr().add(i)) = p.loss(x, target, m, l);
+                    },
+                );
             }
         });
         let [max, log_sum, losses, weights] = columns;
@@ -275,17 +278,20 @@ mod cpu {
                 let (x, target) = p.row(i);
                 let g = if each { grads[i] } else { grads[0] / divisor };
                 let at = i * p.classes..(i + 1) * p.classes;
-                simd(|| unsafe {
-                    if needs[0] {
-                        p.input(x, target, max[i], log_sum[i], g, dx.slice(at.clone()));
-                    }
-                    if needs[1] {
-                        let g = g * (R::ONE - p.smoothing);
-                        for (c, dt) in dt.slice(at).iter_mut().enumerate() {
-                            *dt = (max[i] - x[c] + log_sum[i]) * p.weight[c] * g;
+                simd(
+                    #[inline(always)]
+                    || unsafe {
+                        if needs[0] {
+                            p.input(x, target, max[i], log_sum[i], g, dx.slice(at.clone()));
                         }
-                    }
-                });
+                        if needs[1] {
+                            let g = g * (R::ONE - p.smoothing);
+                            for (c, dt) in dt.slice(at).iter_mut().enumerate() {
+                                *dt = (max[i] - x[c] + log_sum[i]) * p.weight[c] * g;
+                            }
+                        }
+                    },
+                );
             }
         });
         let [dx, dt] = out;

@@ -43,11 +43,14 @@ const RUN: usize = 2048;
 
 /// Sum of a column of losses.
 fn total<R: Real>(values: &[R]) -> R {
-    simd(|| {
-        let mut sum = R::ZERO;
-        for run in values.chunks(RUN) {
-            sum += rows::sum_of(run.len(), |i| unsafe { *run.get_unchecked(i) });
-        }
-        sum
-    })
+    simd(
+        #[inline(always)]
+        || {
+            let mut sum = R::ZERO;
+            for run in values.chunks(RUN) {
+                sum += rows::sum_of(run.len(), |i| unsafe { *run.get_unchecked(i) });
+            }
+            sum
+        },
+    )
 }

@@ -248,7 +248,10 @@ mod cpu {
             let target = SharedMut::new(&mut out);
             for_ranges(xs.len(), GRAIN, |range| {
                 let (x, t, y) = (&xs[range.clone()], &ts[range.clone()], unsafe { target.slice(range) });
-                simd(|| (0..y.len()).for_each(|i| y[i] = l.f(x[i], t[i])));
+                simd(
+                    #[inline(always)]
+                    || (0..y.len()).for_each(|i| y[i] = l.f(x[i], t[i])),
+                );
             });
             return Ok(axis.tensor(out, L::NAME));
         }
@@ -257,16 +260,20 @@ mod cpu {
         for_ranges(xs.len(), GRAIN, |range| {
             let at = range.start / GRAIN;
             let (x, t) = (&xs[range.clone()], &ts[range]);
-            let sum = simd(|| {
-                let mut sum = R::ZERO;
-                for from in (0..x.len()).step_by(RUN) {
-                    let to = x.len().min(from + RUN);
-                    let (x, t) = (&x[from..to], &t[from..to]);
-                    sum +=
-                        rows::sum_of(x.len(), |i| unsafe { l.f(*x.get_unchecked(i), *t.get_unchecked(i)) });
-                }
-                sum
-            });
+            let sum = simd(
+                #[inline(always)]
+                || {
+                    let mut sum = R::ZERO;
+                    for from in (0..x.len()).step_by(RUN) {
+                        let to = x.len().min(from + RUN);
+                        let (x, t) = (&x[from..to], &t[from..to]);
+                        sum += rows::sum_of(x.len(), |i| unsafe {
+                            l.f(*x.get_unchecked(i), *t.get_unchecked(i))
+                        });
+                    }
+                    sum
+                },
+            );
             unsafe { *target.ptr().add(at) = sum };
         });
         let sum: R = sums.iter().copied().sum();
@@ -300,30 +307,33 @@ mod cpu {
             let t = &t[..n];
             let slice = |i: usize| unsafe { targets[i].slice(range.clone()) };
             let df = |i: usize| l.df(x[i], t[i]);
-            simd(|| match (each, needs) {
-                (None, [true, false]) => {
-                    let dx = slice(0);
-                    (0..n).for_each(|i| dx[i] = df(i).0 * common);
-                }
-                (None, [true, true]) => {
-                    let (dx, dt) = (slice(0), slice(1));
-                    for i in 0..n {
-                        let (a, b) = df(i);
-                        (dx[i], dt[i]) = (a * common, b * common);
-                    }
-                }
-                _ => {
-                    let g = |i: usize| each.map_or(common, |g| g[range.start + i]);
-                    if needs[0] {
+            simd(
+                #[inline(always)]
+                || match (each, needs) {
+                    (None, [true, false]) => {
                         let dx = slice(0);
-                        (0..n).for_each(|i| dx[i] = df(i).0 * g(i));
+                        (0..n).for_each(|i| dx[i] = df(i).0 * common);
                     }
-                    if needs[1] {
-                        let dt = slice(1);
-                        (0..n).for_each(|i| dt[i] = df(i).1 * g(i));
+                    (None, [true, true]) => {
+                        let (dx, dt) = (slice(0), slice(1));
+                        for i in 0..n {
+                            let (a, b) = df(i);
+                            (dx[i], dt[i]) = (a * common, b * common);
+                        }
                     }
-                }
-            });
+                    _ => {
+                        let g = |i: usize| each.map_or(common, |g| g[range.start + i]);
+                        if needs[0] {
+                            let dx = slice(0);
+                            (0..n).for_each(|i| dx[i] = df(i).0 * g(i));
+                        }
+                        if needs[1] {
+                            let dt = slice(1);
+                            (0..n).for_each(|i| dt[i] = df(i).1 * g(i));
+                        }
+                    }
+                },
+            );
         });
         let [dx, dt] = out;
         let wrap = |needed: bool, data| needed.then(|| axis.tensor(data, L::NAME));

@@ -195,13 +195,16 @@ mod cpu {
             let count = blocks.count(part, axis.inner);
             let share = T::Acc::of(count as f64 / (total + count) as f64);
             let weight = share * T::Acc::of(total as f64);
-            simd(|| {
-                for c in 0..n {
-                    let d = m[c] - mean[c];
-                    mean[c] += d * share;
-                    var[c] += s[c] + d * d * weight;
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    for c in 0..n {
+                        let d = m[c] - mean[c];
+                        mean[c] += d * share;
+                        var[c] += s[c] + d * d * weight;
+                    }
+                },
+            );
             total += count;
         }
         let share = T::Acc::ONE / T::Acc::of(total as f64);
@@ -297,7 +300,10 @@ mod cpu {
         let total = |parts: &[T::Acc]| {
             let mut total = CpuVec::<T::Acc>::zeros(n);
             for part in parts.chunks_exact(n.max(1)) {
-                simd(|| total.iter_mut().zip(part).for_each(|(t, p)| *t += *p));
+                simd(
+                    #[inline(always)]
+                    || total.iter_mut().zip(part).for_each(|(t, p)| *t += *p),
+                );
             }
             total
         };

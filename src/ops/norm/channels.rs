@@ -40,12 +40,24 @@ impl Channels {
             let out = &mut out[..n];
             out.fill(R::ZERO);
             for row in units {
-                simd(|| (0..n).for_each(|c| out[c] += f(c, c)(row * n + c)));
+                simd(
+                    #[inline(always)]
+                    || (0..n).for_each(|c| out[c] += f(c, c)(row * n + c)),
+                );
             }
         } else {
             for (slot, plane) in units.enumerate() {
                 let term = f(slot, plane % n);
-                out[slot] = simd(|| rows::sum_of(inner, |i| term(plane * inner + i)));
+                out[slot] = simd(
+                    #[inline(always)]
+                    || {
+                        rows::sum_of(
+                            inner,
+                            #[inline(always)]
+                            |i| term(plane * inner + i),
+                        )
+                    },
+                );
             }
         }
     }
@@ -61,13 +73,19 @@ impl Channels {
         if self.rows() {
             for row in units {
                 let out = unsafe { out.slice(row * n..(row + 1) * n) };
-                simd(|| (0..n).for_each(|c| out[c] = f(c, c)(row * n + c)));
+                simd(
+                    #[inline(always)]
+                    || (0..n).for_each(|c| out[c] = f(c, c)(row * n + c)),
+                );
             }
         } else {
             for (slot, plane) in units.enumerate() {
                 let out = unsafe { out.slice(plane * inner..(plane + 1) * inner) };
                 let value = f(slot, plane % n);
-                simd(|| out.iter_mut().enumerate().for_each(|(i, y)| *y = value(plane * inner + i)));
+                simd(
+                    #[inline(always)]
+                    || out.iter_mut().enumerate().for_each(|(i, y)| *y = value(plane * inner + i)),
+                );
             }
         }
     }

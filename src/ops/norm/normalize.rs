@@ -74,12 +74,26 @@ mod cpu {
     fn norm<T: Float>(x: &[T], p: f64) -> T::Acc {
         let value = |i: usize| unsafe { x.get_unchecked(i) }.acc();
         if p == 2.0 {
-            sum_of(x.len(), |i| value(i) * value(i)).sqrt()
+            sum_of(
+                x.len(),
+                #[inline(always)]
+                |i| value(i) * value(i),
+            )
+            .sqrt()
         } else if p == 1.0 {
-            sum_of(x.len(), |i| value(i).abs())
+            sum_of(
+                x.len(),
+                #[inline(always)]
+                |i| value(i).abs(),
+            )
         } else {
             let p = T::Acc::of(p);
-            sum_of(x.len(), |i| value(i).abs().powf(p)).powf(T::Acc::ONE / p)
+            sum_of(
+                x.len(),
+                #[inline(always)]
+                |i| value(i).abs().powf(p),
+            )
+            .powf(T::Acc::ONE / p)
         }
     }
 
@@ -96,12 +110,15 @@ mod cpu {
             for row in range {
                 let at = row * n..(row + 1) * n;
                 let (x, y) = (&xs[at.clone()], unsafe { y_out.slice(at) });
-                simd(|| {
-                    let norm = norm(x, p);
-                    let scale = T::Acc::ONE / norm.maximum(T::Acc::of(eps));
-                    (0..n).for_each(|i| y[i] = T::store(x[i].acc() * scale));
-                    unsafe { *norm_out.ptr().add(row) = norm };
-                });
+                simd(
+                    #[inline(always)]
+                    || {
+                        let norm = norm(x, p);
+                        let scale = T::Acc::ONE / norm.maximum(T::Acc::of(eps));
+                        (0..n).for_each(|i| y[i] = T::store(x[i].acc() * scale));
+                        unsafe { *norm_out.ptr().add(row) = norm };
+                    },
+                );
             }
         });
         (Tensor::from_cpu(y, x.shape(), OP), Tensor::from_cpu(norms, count, OP))
@@ -117,7 +134,10 @@ mod cpu {
             for row in range {
                 let at = row * n..(row + 1) * n;
                 let (x, g, dx) = (&xs[at.clone()], &gs[at.clone()], unsafe { target.slice(at) });
-                simd(|| row_backward(x, g, norms[row], rule.p, eps, dx));
+                simd(
+                    #[inline(always)]
+                    || row_backward(x, g, norms[row], rule.p, eps, dx),
+                );
             }
         });
         Tensor::from_cpu(dx, grad.shape(), OP)
@@ -133,7 +153,11 @@ mod cpu {
             return (0..n).for_each(|i| dx[i] = T::store(g[i].acc() * scale));
         }
         let scale = one / norm;
-        let dot = sum_of(n, |i| unsafe { x.get_unchecked(i).acc() * g.get_unchecked(i).acc() });
+        let dot = sum_of(
+            n,
+            #[inline(always)]
+            |i| unsafe { x.get_unchecked(i).acc() * g.get_unchecked(i).acc() },
+        );
         let slope = dot * scale * scale;
         if p == 2.0 {
             return (0..n).for_each(|i| dx[i] = T::store((g[i].acc() - x[i].acc() * slope) * scale));

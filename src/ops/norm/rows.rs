@@ -55,25 +55,28 @@ pub fn forward<T: Float, const CENTERED: bool>(
                 (outputs.0.slice(at.clone()), &mut *outputs.1.ptr().add(row), &mut *outputs.2.ptr().add(row))
             };
             let (weight, bias) = (&weight[..n], &bias[..n]);
-            simd(|| {
-                let x = match (&sums, rs) {
-                    (Some(sums), Some(rs)) => {
-                        let sum = unsafe { sums.slice(at.clone()) };
-                        let (x, r) = (&xs[at.clone()], &rs[at.clone()]);
-                        for i in 0..n {
-                            sum[i] = T::store(x[i].acc() + r[i].acc());
+            simd(
+                #[inline(always)]
+                || {
+                    let x = match (&sums, rs) {
+                        (Some(sums), Some(rs)) => {
+                            let sum = unsafe { sums.slice(at.clone()) };
+                            let (x, r) = (&xs[at.clone()], &rs[at.clone()]);
+                            for i in 0..n {
+                                sum[i] = T::store(x[i].acc() + r[i].acc());
+                            }
+                            &*sum
                         }
-                        &*sum
+                        _ => &xs[at.clone()],
+                    };
+                    (*mean, *rstd) = statistics::<T, CENTERED>(x, eps);
+                    let (m, s) = (*mean, *rstd);
+                    let y = &mut y[..n];
+                    for i in 0..n {
+                        y[i] = T::store(((x[i].acc() - m) * s).mul_add(weight[i], bias[i]));
                     }
-                    _ => &xs[at.clone()],
-                };
-                (*mean, *rstd) = statistics::<T, CENTERED>(x, eps);
-                let (m, s) = (*mean, *rstd);
-                let y = &mut y[..n];
-                for i in 0..n {
-                    y[i] = T::store(((x[i].acc() - m) * s).mul_add(weight[i], bias[i]));
-                }
-            });
+                },
+            );
         }
     });
     Output {
@@ -188,15 +191,18 @@ pub fn backward<T: Float, const CENTERED: bool>(
             let at = row * n..(row + 1) * n;
             let (x, dy, mean, rstd) = (&xs[at.clone()], &dys[at.clone()], means[row], rstds[row]);
             let row = Row { x, dy, weight: &weight, mean, rstd };
-            simd(|| {
-                if affine {
-                    row.parameters(dw, db);
-                }
-                if input {
-                    let dx = unsafe { dx_out.slice(at.clone()) };
-                    row.input::<CENTERED>(pending.map(|p| &p[at.clone()]), dx);
-                }
-            });
+            simd(
+                #[inline(always)]
+                || {
+                    if affine {
+                        row.parameters(dw, db);
+                    }
+                    if input {
+                        let dx = unsafe { dx_out.slice(at.clone()) };
+                        row.input::<CENTERED>(pending.map(|p| &p[at.clone()]), dx);
+                    }
+                },
+            );
         }
     });
     let dx = input.then(|| Tensor::from_cpu(dx, saved.x.shape(), "layer_norm"));
@@ -205,7 +211,10 @@ pub fn backward<T: Float, const CENTERED: bool>(
     }
     let mut total = CpuVec::<T::Acc>::zeros(2 * n);
     for share in shares.chunks_exact((2 * n).max(1)) {
-        simd(|| total.iter_mut().zip(share).for_each(|(t, s)| *t += *s));
+        simd(
+            #[inline(always)]
+            || total.iter_mut().zip(share).for_each(|(t, s)| *t += *s),
+        );
     }
     let [dw, db] =
         [&total[..n], &total[n..]].map(|t| Tensor::from_cpu(CpuVec::from_slice(t), n, "layer_norm"));

@@ -274,16 +274,22 @@ impl Plan {
                     to.fill(0);
                     for r in (0..self.n).rev() {
                         let row = unsafe { slice::from_raw_parts(at.offset(self.at(r)), length) };
-                        simd(|| {
-                            for j in 0..length {
-                                to[j] = if same(row[j], values[j]) { r as i64 } else { to[j] };
-                            }
-                        });
+                        simd(
+                            #[inline(always)]
+                            || {
+                                for j in 0..length {
+                                    to[j] = if same(row[j], values[j]) { r as i64 } else { to[j] };
+                                }
+                            },
+                        );
                     }
                 } else {
                     for j in 0..length {
                         let line = unsafe { slice::from_raw_parts(at.offset(j as isize * step), self.n) };
-                        to[j] = simd(|| first(line, |v| same(v, values[j]))) as i64;
+                        to[j] = simd(
+                            #[inline(always)]
+                            || first(line, |v| same(v, values[j])),
+                        ) as i64;
                     }
                 }
                 i += length;
