@@ -63,7 +63,13 @@ pub unsafe fn gemm<T: GemmElement>(
     // Packing walks over 48 columns of `rhs` at once; where they begin at the same place of different pages they
     // all want the same few cache lines. A transposed copy first costs a tenth of what that does.
     let column_bytes = rhs.column.unsigned_abs() * size_of::<T>();
-    if rhs.row == 1 && dst.column == 1 && m >= 64 && n >= 16 && column_bytes > 0 && column_bytes % 4096 == 0 {
+    if rhs.row == 1
+        && dst.column == 1
+        && m >= 64
+        && n >= 16
+        && column_bytes > 0
+        && column_bytes.is_multiple_of(4096)
+    {
         let mut copy = CpuVec::<T>::new(n * k);
         let (to, from) = (SharedMut::new(&mut copy), Shared(rhs.ptr));
         for_ranges(n, 64, |range| unsafe {
