@@ -1,0 +1,61 @@
+// The only file that knows which compiler reads the kernels: nvcc, or a host compiler with the emulator.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+#if defined(__CUDACC__)
+#include <cuda_runtime.h>
+#define DEV __device__ __forceinline__
+#define HOST_DEV __host__ __device__ __forceinline__
+#define UNROLL _Pragma("unroll")
+/// Dynamic shared memory of the block, 128-byte aligned. Kernels use no other.
+#define DYN_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
+/// Launches `kernel`; `rc` (an int that is 0 before) takes the status. Use it as a statement.
+#define LAUNCH(rc, kernel, grid, block, smem, stream, ...)                                                   \
+  do {                                                                                                       \
+    if ((smem) > 48 * 1024)                                                                                  \
+      rc = (int)cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)(smem));      \
+    if (!rc) {                                                                                               \
+      kernel<<<grid, block, smem, (cudaStream_t)(stream)>>>(__VA_ARGS__);                                    \
+      rc = (int)cudaGetLastError();                                                                          \
+    }                                                                                                        \
+  } while (0)
+/// The same for kernels without shared memory, barriers and warp operations; the emulator runs them as loops.
+#define LAUNCH_FLAT(rc, kernel, grid, block, stream, ...) LAUNCH(rc, kernel, grid, block, 0, stream, __VA_ARGS__)
+#else
+#include "emulate/simt.hpp"
+#define DEV inline
+#define HOST_DEV inline
+#define UNROLL
+#define DYN_SMEM(name) unsigned char* name = simt::ctx().dyn
+#define LAUNCH(rc, kernel, grid, block, smem, stream, ...)                                                   \
+  do {                                                                                                       \
+    (void)(stream);                                                                                          \
+    simt::launch(grid, block, smem, false, [&] { kernel(__VA_ARGS__); });                                    \
+    rc = 0;                                                                                                  \
+  } while (0)
+#define LAUNCH_FLAT(rc, kernel, grid, block, stream, ...)                                                    \
+  do {                                                                                                       \
+    (void)(stream);                                                                                          \
+    simt::launch(grid, block, 0, true, [&] { kernel(__VA_ARGS__); });                                        \
+    rc = 0;                                                                                                  \
+  } while (0)
+#endif
+
+namespace smalti {
+
+/// Blocks of a grid-stride kernel over `n` items with `block` threads: enough to fill the device, never more
+/// than there is work for, and at least one.
+inline unsigned grid_for(int64_t n, int64_t block) {
+#if defined(__CUDACC__)
+  const int64_t most = 132 * 16;
+#else
+  const int64_t most = 4;
+#endif
+  const int64_t want = (n + block - 1) / block;
+  return (unsigned)(want < 1 ? 1 : want < most ? want : most);
+}
+
+/// Status of a launcher that was handed something it does not do (an invalid value, in CUDA's numbering).
+constexpr int32_t kInvalid = 1;
+
+}  // namespace smalti
