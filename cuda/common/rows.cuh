@@ -75,6 +75,31 @@ template <int G, class A> DEV A group_max(A v, A* scratch) {
   return m;
 }
 
+/// Rows by groups: a block has eight warps with a row each, or is one group; it goes on to further rows.
+template <int G> constexpr int kBlock = G == 32 ? 256 : G;
+template <int G> DEV int64_t first_row(int tid) { return G == 32 ? (int64_t)blockIdx.x * 8 + (tid >> 5) : blockIdx.x; }
+template <int G> DEV int64_t row_step() { return G == 32 ? (int64_t)gridDim.x * 8 : gridDim.x; }
+template <int G> inline dim3 row_grid(int64_t rows) { return dim3(grid_for(rows, G == 32 ? 8 : 1)); }
+
+/// `V` numbers in 16-byte accesses, or one by one.
+template <int V, class A> DEV void load_numbers(const A* p, A (&v)[V]) {
+  constexpr int W = V < kWidth<A> ? V : kWidth<A>;
+  UNROLL for (int j = 0; j < V; j += W) {
+    const Pack<A, W> raw = *reinterpret_cast<const Pack<A, W>*>(p + j);
+    UNROLL for (int i = 0; i < W; i++) v[j + i] = raw.v[i];
+  }
+}
+/// The same of a vector of parameters; a null pointer stands for `value` throughout.
+template <int V, class A> DEV void load_or(const A* p, int64_t at, A value, A (&v)[V]) {
+  if (p) load_numbers<V>(p + at, v);
+  else { UNROLL for (int j = 0; j < V; j++) v[j] = value; }
+}
+
+/// a / b for numbers that are seldom large.
+DEV int64_t divide(int64_t a, int64_t b) {
+  return ((uint64_t)a | (uint64_t)b) >> 32 ? a / b : (int64_t)((uint32_t)a / (uint32_t)b);
+}
+
 /// From a position in row-major order to the offsets of N tensors that share the shape.
 template <int N> struct Index {
   int32_t rank;
