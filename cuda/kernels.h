@@ -44,8 +44,8 @@ void smalti_emulate_schedule(uint32_t seed);
 /* ---- reduce ---- */
 
 enum {
-  SMALTI_SUM = 0,       /* divided by `parameter` for floats; whole numbers sum to i64 */
-  SMALTI_PROD = 1,      /* whole numbers multiply to i64 */
+  SMALTI_SUM = 0,       /* divided by `parameter` for floats */
+  SMALTI_PROD = 1,
   SMALTI_MAX = 2,       /* NaN counts as largest and smallest; `extra`, if not null: the first one's position, i64 */
   SMALTI_MIN = 3,
   SMALTI_NORM = 4,      /* of order `parameter` */
@@ -55,8 +55,9 @@ enum {
 };
 /* Bytes of workspace that the reduction of `x` to `y` needs; -1 where it is refused. */
 int64_t smalti_reduce_workspace(int32_t op, const smalti_view *x, const smalti_view *y);
-/* Folds `x` over the dimensions in which `y` has size 1. `y` has the dtype of `x` but for sums and products of
-   whole numbers (i64) and for variances (f32 where x is half). `extra` lies as `y` does. */
+/* Folds `x` over the dimensions in which `y` has size 1. Dtypes: sums f32, bf16, f16, f64, i64, bool; variances floats;
+   products and extremes f32, f64, i64; norms and log-sum-exp f32, f64. `y` has the dtype of `x` but for sums of bool
+   (i64) and variances (f32 where x is half). `extra` lies as `y` does. */
 int32_t smalti_reduce(int32_t op, const smalti_view *x, const smalti_view *y, const smalti_view *extra,
                       double parameter, void *workspace, void *stream);
 /* Running sums along `dim`, from the last element on if `back`; f32 (carried in f64), f64, i64. */

@@ -45,28 +45,30 @@ DEV double limit(double, bool largest) { return largest ? -infinity<double>() : 
 DEV int64_t limit(int64_t, bool largest) { return largest ? INT64_MIN : INT64_MAX; }
 
 /// The largest or smallest element.
-template <class T, bool LARGEST> struct Extreme : OverOne<T, T>, OneByOne<Extreme<T, LARGEST>> {
+template <class T> struct Extreme : OverOne<T, T>, OneByOne<Extreme<T>> {
   using A = Num<T>;
-  DEV A start() const { return limit(A(0), LARGEST); }
-  DEV A join(A a, A b) const { return is_nan(a) || (LARGEST ? a > b : a < b) ? a : b; }
+  bool largest;
+  DEV A start() const { return limit(A(0), largest); }
+  DEV A join(A a, A b) const { return is_nan(a) || (largest ? a > b : a < b) ? a : b; }
   template <class C> DEV void take(A& a, A v, int64_t, const C&) const { a = join(a, v); }
-  DEV void finish(A a, int64_t off, int64_t) const { this->y[off] = (T)narrow<T>(a); }
+  DEV void finish(A a, int64_t off, int64_t) const { this->put(off, a); }
 };
 
 /// The same with its position: the first of equal ones, and NaN before all.
-template <class T, bool LARGEST> struct Where : OverOne<T, T>, OneByOne<Where<T, LARGEST>> {
-  struct A { int64_t at; Num<T> value; alignas(8) int32_t unused; };
+template <class T> struct Where : OverOne<T, T>, OneByOne<Where<T>> {
+  struct A { int64_t at; Num<T> value; };
   int64_t* index;
-  DEV A start() const { return {INT64_MAX, limit(Num<T>(0), LARGEST), 0}; }
+  bool largest;
+  DEV A start() const { return {INT64_MAX, limit(Num<T>(0), largest)}; }
   DEV A join(const A& a, const A& b) const {
     const bool nan = is_nan(a.value), other = is_nan(b.value);
     if (nan != other) return nan ? a : b;
-    if (!nan && a.value != b.value) return (LARGEST ? a.value > b.value : a.value < b.value) ? a : b;
+    if (!nan && a.value != b.value) return (largest ? a.value > b.value : a.value < b.value) ? a : b;
     return a.at <= b.at ? a : b;
   }
-  template <class C> DEV void take(A& a, Num<T> v, int64_t pos, const C&) const { a = join(a, A{pos, v, 0}); }
+  template <class C> DEV void take(A& a, Num<T> v, int64_t pos, const C&) const { a = join(a, A{pos, v}); }
   DEV void finish(const A& a, int64_t off, int64_t) const {
-    this->y[off] = (T)narrow<T>(a.value);
+    this->put(off, a.value);
     index[off] = a.at;
   }
 };
@@ -119,48 +121,42 @@ template <class T> struct LogSumExp : OverOne<T, T>, OneByOne<LogSumExp<T>> {
   DEV void finish(const A& a, int64_t off, int64_t) const { this->put(off, log_of(a.sum) + shift(a.max)); }
 };
 
-/// Mean and sum of squared distances in one pass: Welford (1962) by elements, Chan, Golub and LeVeque (1979) to
-/// join. It keeps the digits where the mean is large.
+/// Mean and sum of squared distances in one pass. A thread sums distances, and their squares, to the first element
+/// that it sees (small numbers, where the mean is large), then centres them; centred sums are joined after Chan,
+/// Golub and LeVeque (1979).
 template <class T> struct Variance : OneByOne<Variance<T>> {
   using R = Num<T>;
   using In = R;
-  struct A { R n, mean, squares; };
+  struct A { R n, pivot, mean, squares; };  // mean: less the pivot; in a thread the plain sums
   const T* x;
   R *y, *mean;
   R divisor;
   bool root;
-  struct Context {};
-  DEV Context context(int64_t) const { return {}; }
   template <int V> DEV void load(int64_t off, R (&v)[V]) const { smalti::load<T, V>(x + off, v); }
-  DEV A start() const { return {R(0), R(0), R(0)}; }
+  DEV A start() const { return {R(0), R(0), R(0), R(0)}; }
+  template <class C> DEV void take(A& a, R v, int64_t, const C&) const {
+    if (a.n == R(0)) a.pivot = v;
+    const R d = v - a.pivot;
+    a.n += R(1);
+    a.mean += d;
+    a.squares = fma_of(d, d, a.squares);
+  }
+  DEV A settle(const A& a) const {
+    if (a.n == R(0)) return a;
+    const R mean = a.mean / a.n;
+    return {a.n, a.pivot, mean, a.squares - a.mean * mean};
+  }
   DEV A join(const A& a, const A& b) const {
     if (b.n == R(0)) return a;
     if (a.n == R(0)) return b;
-    const R n = a.n + b.n, share = b.n / n, d = b.mean - a.mean;
-    return {n, a.mean + d * share, a.squares + b.squares + d * d * a.n * share};
-  }
-  /// The elements of one access among themselves first: one division for all of them.
-  template <int V> DEV void row(A& a, const R (&v)[V], int64_t, const Context&) const {
-    R sum = v[0];
-    UNROLL for (int j = 1; j < V; j++) sum += v[j];
-    A b{R(V), sum * (R(1) / R(V)), R(0)};
-    UNROLL for (int j = 0; j < V; j++) b.squares += (v[j] - b.mean) * (v[j] - b.mean);
-    a = join(a, b);
-  }
-  /// The columns of a thread have taken equally many.
-  template <int V> DEV void column(A (&a)[V], const R (&v)[V], int64_t, const Context (&)[V]) const {
-    const R n = a[0].n + R(1), share = R(1) / n;
-    UNROLL for (int j = 0; j < V; j++) {
-      const R d = v[j] - a[j].mean;
-      a[j].n = n;
-      a[j].mean += d * share;
-      a[j].squares += d * (v[j] - a[j].mean);
-    }
+    const R n = a.n + b.n, share = b.n / n, d = (b.pivot - a.pivot) + (b.mean - a.mean);
+    return {n, a.pivot, a.mean + d * share, a.squares + b.squares + d * d * a.n * share};
   }
   DEV void finish(const A& a, int64_t off, int64_t) const {
-    const R variance = a.squares / divisor;
+    // Rounding may leave less than nothing.
+    const R variance = (a.squares < R(0) ? R(0) : a.squares) / divisor;
     y[off] = root ? sqrt_of(variance) : variance;
-    if (mean) mean[off] = a.mean;
+    if (mean) mean[off] = a.pivot + a.mean;
   }
 };
 
@@ -174,12 +170,12 @@ struct Request {
 
   template <class T, class F> int run(const F& f) const {
     FoldPlan plan;
-    if (!plan_fold(*x, *y, kWidth<T>, plan)) return kInvalid;
+    if (!plan_fold(*x, *y, kFoldWidth<T>, plan)) return kInvalid;
     if (size) {
       *size = fold_workspace<F>(plan);
       return 0;
     }
-    return launch_fold<kWidth<T>>(f, plan, workspace, stream);
+    return launch_fold<kFoldWidth<T>>(f, plan, workspace, stream);
   }
   template <class F> F start() const {
     F f{};
@@ -205,9 +201,14 @@ struct Request {
     using O = std::conditional_t<std::is_same<Num<T>, int64_t>::value, int64_t, T>;
     return run<T>(start<Product<T, O>>());
   }
-  template <class T, bool LARGEST> int extreme() const {
-    if (!extra && !size) return run<T>(start<Extreme<T, LARGEST>>());
-    auto f = start<Where<T, LARGEST>>();
+  template <class T> int extreme() const {
+    if (!extra && !size) {
+      auto f = start<Extreme<T>>();
+      f.largest = op == SMALTI_MAX;
+      return run<T>(f);
+    }
+    auto f = start<Where<T>>();
+    f.largest = op == SMALTI_MAX;
     f.index = extra ? (int64_t*)extra->ptr : nullptr;
     return run<T>(f);
   }
@@ -230,17 +231,26 @@ struct Request {
     const bool spread = op == SMALTI_VAR || op == SMALTI_STD, extremes = op == SMALTI_MAX || op == SMALTI_MIN;
     const int32_t out = spread ? computed_in(x->dtype) : whole && !extremes ? SMALTI_I64 : x->dtype;
     if (y->dtype != out || !extra_fits(extremes ? SMALTI_I64 : out) || (extra && !spread && !extremes)) return kInvalid;
-    int rc = kInvalid;
+    // Each dtype is some kernels: those that nothing asks for are left out.
     switch (op) {
-      case SMALTI_SUM: DISPATCH_ALL(x->dtype, T, rc = sum<T>()); break;
-      case SMALTI_PROD: DISPATCH_ALL(x->dtype, T, rc = product<T>()); break;
-      case SMALTI_MAX: DISPATCH_ALL(x->dtype, T, rc = (extreme<T, true>())); break;
-      case SMALTI_MIN: DISPATCH_ALL(x->dtype, T, rc = (extreme<T, false>())); break;
-      case SMALTI_NORM: DISPATCH_FLOAT(x->dtype, T, rc = norm<T>()); break;
-      case SMALTI_LOGSUMEXP: DISPATCH_FLOAT(x->dtype, T, rc = run<T>(start<LogSumExp<T>>())); break;
-      case SMALTI_VAR: case SMALTI_STD: DISPATCH_FLOAT(x->dtype, T, rc = variance<T>()); break;
+      case SMALTI_SUM:
+        if (x->dtype == SMALTI_BOOL) return sum<bool>();
+        if (x->dtype == SMALTI_I64) return sum<int64_t>();
+        DISPATCH_FLOAT(x->dtype, T, return sum<T>());
+        break;
+      case SMALTI_PROD:
+        if (x->dtype == SMALTI_I64) return product<int64_t>();
+        DISPATCH_REAL(x->dtype, T, return product<T>());
+        break;
+      case SMALTI_MAX: case SMALTI_MIN:
+        if (x->dtype == SMALTI_I64) return extreme<int64_t>();
+        DISPATCH_REAL(x->dtype, T, return extreme<T>());
+        break;
+      case SMALTI_NORM: DISPATCH_REAL(x->dtype, T, return norm<T>()); break;
+      case SMALTI_LOGSUMEXP: DISPATCH_REAL(x->dtype, T, return run<T>(start<LogSumExp<T>>())); break;
+      case SMALTI_VAR: case SMALTI_STD: DISPATCH_FLOAT(x->dtype, T, return variance<T>()); break;
     }
-    return rc;
+    return kInvalid;
   }
 };
 

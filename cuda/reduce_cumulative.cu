@@ -69,7 +69,7 @@ template <class T, class A> int cumsum(const smalti_view& x, const smalti_view& 
   T* to = (T*)y.ptr + (back ? (p.n - 1) * -p.out_step : 0);
   int rc = 0;
   const int64_t step = p.step < 0 ? -p.step : p.step;
-  if (step == 1 || (p.count < 4096 && p.n >= 1024)) {
+  if (p.n >= 128 && (step == 1 || (p.count < 4096 && p.n >= 1024))) {
     auto kernel = cumsum_rows<T, A>;
     LAUNCH(rc, kernel, dim3(grid_for(p.count, 1)), dim3(kScanThreads), kScanThreads / 32 * sizeof(A), stream, from, to, p);
   } else {

@@ -54,7 +54,7 @@ template <class A> DEV Online<A> block_online(Online<A> v, Online<A>* scratch) {
   return total;
 }
 
-template <class T, int V, int G> __global__ void __launch_bounds__(G == 32 ? 256 : G) softmax_rows(const T* x, T* y, Rows<2> p, bool log) {
+template <class T, int V, int G> __global__ void __launch_bounds__(kBlock<G>) softmax_rows(const T* x, T* y, Rows<2> p, bool log) {
   DYN_SMEM(raw);
   using A = Acc<T>;
   A* scratch = reinterpret_cast<A*>(raw);
@@ -139,7 +139,7 @@ template <class A> DEV A share(A y, A g, bool log) { return log ? g : g * y; }
 template <class A> DEV A slope(A y, A g, A sum, bool log) { return log ? g - exp_of(y) * sum : y * (g - sum); }
 
 template <class T, int V, int G>
-__global__ void __launch_bounds__(G == 32 ? 256 : G) softmax_rows_backward(const T* y, const T* dy, T* dx, Rows<3> p, bool log) {
+__global__ void __launch_bounds__(kBlock<G>) softmax_rows_backward(const T* y, const T* dy, T* dx, Rows<3> p, bool log) {
   DYN_SMEM(raw);
   using A = Acc<T>;
   A* scratch = reinterpret_cast<A*>(raw);

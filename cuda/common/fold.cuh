@@ -7,11 +7,12 @@
 //   start()                      joins to anything without effect
 //   row<V>(a, in, pos, c)        takes V elements of one result into `a`; `pos` is the first one's position
 //   column<V>(a, in, pos, c)     takes one element each into the V neighbouring results `a`
+//   settle(a)                    what a thread has taken, ready to be joined
 //   join(a, b)                   `a` stands before `b`
 //   finish(a, off, result)       stores at element offset `off` of the second tensor (the result)
 //
-// Four ways, by geometry: a thread, a warp or a block a result where the innermost dimension in memory is reduced
-// (or results are few elements each), and 32 x 8 threads over neighbouring results where it is kept. Few long
+// Three ways, by geometry: a thread a result (of few elements), a block of one to eight warps a result where the
+// innermost dimension in memory is reduced, and 32 x 8 threads over neighbouring results where it is kept. Few long
 // folds are cut into chunks, whose partial results a second kernel joins in order.
 #pragma once
 #include "rows.cuh"
@@ -24,9 +25,10 @@ struct FoldPlan {
   int64_t results, n;
   int64_t chunk, chunks;  // positions of a chunk, and how many
   int32_t way, width;     // elements of an access
+  int32_t threads;        // of a block, by block
   int64_t side;           // result offset between neighbouring results of a column access
 };
-enum { kByThread, kByWarp, kByBlock, kByColumns };
+enum { kByThread, kByBlock, kByColumns };
 
 /// Blocks that fill the device twice over; more results than that are not cut into chunks.
 constexpr int64_t kFoldBlocks = 2 * 132;
@@ -71,11 +73,16 @@ inline bool plan_fold(const smalti_view& x, const smalti_view& y, int width, Fol
     p.chunks = want < most ? want : most;
   } else {
     const bool along = inner >= 0 && r.stride[0][inner] == 1;
+    const bool beside = last >= 0 && k.stride[0][last] == 1 && p.results >= 1024;  // few to fold: neighbours read neighbours
+    if (p.n <= 8 || (beside && p.n <= 16)) {
+      p.way = kByThread;
+      return true;
+    }
     if (along && whole && r.shape[inner] % width == 0 && steps_by(k, 0, width) && steps_by(r, 0, width, inner)) p.width = width;
     const int64_t steps = p.n / p.width;
-    const bool beside = last >= 0 && k.stride[0][last] == 1 && p.results >= 1024;  // a few long rows to fold: neighbours read neighbours
-    p.way = steps <= 8 || (beside && p.n <= 16) ? kByThread : steps <= 256 ? kByWarp : kByBlock;
-    if (p.way == kByBlock && p.results < kFoldBlocks) {
+    p.way = kByBlock;
+    p.threads = steps <= 64 ? 32 : steps <= 256 ? 64 : kFoldThreads;
+    if (p.threads == kFoldThreads && p.results < kFoldBlocks) {
       const int64_t want = (kFoldBlocks + p.results - 1) / p.results, most = (p.n + 4095) / 4096;
       p.chunks = want < most ? want : most;
     }
@@ -95,30 +102,25 @@ template <int V, class F>
 DEV typename F::A fold_row(const F& f, const FoldPlan& p, int64_t base, int64_t from, int64_t to, int64_t step,
                            const typename F::Context& c) {
   typename F::A a = f.start();
-  int64_t i = from;
   // Two accesses at once: twice the bytes in flight.
-  for (; i + step * V < to; i += 2 * step * V) {
+  for (int64_t i = from; i < to; i += 2 * step * V) {
     typename F::In u[V], v[V];
+    const bool more = i + step * V < to;
     f.template load<V>(base + p.reduced.first(i), u);
-    f.template load<V>(base + p.reduced.first(i + step * V), v);
+    f.template load<V>(base + p.reduced.first(more ? i + step * V : i), v);
     f.template row<V>(a, u, i, c);
-    f.template row<V>(a, v, i + step * V, c);
+    if (more) f.template row<V>(a, v, i + step * V, c);
   }
-  if (i < to) {
-    typename F::In u[V];
-    f.template load<V>(base + p.reduced.first(i), u);
-    f.template row<V>(a, u, i, c);
-  }
-  return a;
+  return f.settle(a);
 }
 
-template <class F, int V> __global__ void fold_by_thread(F f, FoldPlan p) {
+template <class F> __global__ void fold_by_thread(F f, FoldPlan p) {
   const int64_t threads = (int64_t)gridDim.x * blockDim.x;
   for (int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; r < p.results; r += threads) {
     int64_t off[2];
     p.kept.at(r, off);
     const auto c = f.context(r);
-    f.finish(fold_row<V>(f, p, off[0], 0, p.n, 1, c), off[1], r);
+    f.finish(fold_row<1>(f, p, off[0], 0, p.n, 1, c), off[1], r);
   }
 }
 
@@ -131,29 +133,17 @@ template <class F> DEV typename F::A fold_warp(const F& f, typename F::A a) {
   return a;
 }
 
-template <class F, int V> __global__ void fold_by_warp(F f, FoldPlan p) {
-  const int tid = threadIdx.x, lane = tid & 31;
-  const int64_t warps = (int64_t)gridDim.x * (blockDim.x >> 5);
-  for (int64_t r = (int64_t)blockIdx.x * (blockDim.x >> 5) + (tid >> 5); r < p.results; r += warps) {
-    int64_t off[2];
-    p.kept.at(r, off);
-    const auto c = f.context(r);
-    const auto a = fold_warp(f, fold_row<V>(f, p, off[0], (int64_t)lane * V, p.n, 32, c));
-    if (lane == 0) f.finish(a, off[1], r);
-  }
-}
-
 template <class F, int V> __global__ void __launch_bounds__(kFoldThreads) fold_by_block(F f, FoldPlan p, typename F::A* partial) {
   DYN_SMEM(raw);
   auto* shared = reinterpret_cast<typename F::A*>(raw);
-  const int tid = threadIdx.x, warps = blockDim.x >> 5;
+  const int tid = threadIdx.x, warps = p.threads >> 5;
   for (int64_t task = blockIdx.x; task < p.results * p.chunks; task += gridDim.x) {
     const int64_t r = task / p.chunks, k = task - r * p.chunks;
     int64_t off[2];
     p.kept.at(r, off);
     const auto c = f.context(r);
     const int64_t from = k * p.chunk, end = from + p.chunk < p.n ? from + p.chunk : p.n;
-    const auto a = fold_warp(f, fold_row<V>(f, p, off[0], from + (int64_t)tid * V, end, blockDim.x, c));
+    const auto a = fold_warp(f, fold_row<V>(f, p, off[0], from + (int64_t)tid * V, end, p.threads, c));
     if ((tid & 31) == 0) shared[tid >> 5] = a;
     __syncthreads();
     if (tid == 0) {
@@ -185,21 +175,16 @@ template <class F, int V> __global__ void __launch_bounds__(kFoldThreads) fold_b
       typename F::Context c[V];
       UNROLL for (int j = 0; j < V; j++) c[j] = f.context(r + j);
       const int64_t end = (k + 1) * p.chunk < p.n ? (k + 1) * p.chunk : p.n;
-      int64_t i = k * p.chunk + deep;
-      for (; i + kFoldRows < end; i += 2 * kFoldRows) {
+      for (int64_t i = k * p.chunk + deep; i < end; i += 2 * kFoldRows) {
         typename F::In u[V], v[V];
+        const bool more = i + kFoldRows < end;
         f.template load<V>(off[0] + p.reduced.first(i), u);
-        f.template load<V>(off[0] + p.reduced.first(i + kFoldRows), v);
+        f.template load<V>(off[0] + p.reduced.first(more ? i + kFoldRows : i), v);
         f.template column<V>(a, u, i, c);
-        f.template column<V>(a, v, i + kFoldRows, c);
-      }
-      if (i < end) {
-        typename F::In u[V];
-        f.template load<V>(off[0] + p.reduced.first(i), u);
-        f.template column<V>(a, u, i, c);
+        if (more) f.template column<V>(a, v, i + kFoldRows, c);
       }
     }
-    UNROLL for (int j = 0; j < V; j++) shared[deep * 32 * V + j * 32 + column] = a[j];
+    UNROLL for (int j = 0; j < V; j++) shared[deep * 32 * V + j * 32 + column] = f.settle(a[j]);
     __syncthreads();
     if (deep == 0 && inside) {
       UNROLL for (int j = 0; j < V; j++) {
@@ -213,28 +198,26 @@ template <class F, int V> __global__ void __launch_bounds__(kFoldThreads) fold_b
   }
 }
 
-/// The chunks of one result a thread.
-template <class F> __global__ void fold_chunks_by_thread(F f, FoldPlan p, const typename F::A* partial) {
-  const int64_t threads = (int64_t)gridDim.x * blockDim.x;
-  for (int64_t r = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; r < p.results; r += threads) {
-    auto a = partial[r];
-    for (int64_t k = 1; k < p.chunks; k++) a = f.join(a, partial[k * p.results + r]);
-    int64_t off[2];
-    p.kept.at(r, off);
-    f.finish(a, off[1], r);
-  }
-}
-/// The chunks of one result a warp.
-template <class F> __global__ void fold_chunks_by_warp(F f, FoldPlan p, const typename F::A* partial) {
-  const int tid = threadIdx.x, lane = tid & 31;
-  const int64_t warps = (int64_t)gridDim.x * (blockDim.x >> 5);
-  for (int64_t r = (int64_t)blockIdx.x * (blockDim.x >> 5) + (tid >> 5); r < p.results; r += warps) {
+constexpr int kChunkRows = 16;
+/// 32 threads on neighbouring results, 16 deep in their chunks.
+template <class F> __global__ void __launch_bounds__(32 * kChunkRows) fold_chunks(F f, FoldPlan p, const typename F::A* partial) {
+  DYN_SMEM(raw);
+  auto* shared = reinterpret_cast<typename F::A*>(raw);
+  const int tid = threadIdx.x, column = tid & 31, deep = tid >> 5;
+  for (int64_t first = (int64_t)blockIdx.x * 32; first < p.results; first += (int64_t)gridDim.x * 32) {
+    const int64_t r = first + column;
     auto a = f.start();
-    for (int64_t k = lane; k < p.chunks; k += 32) a = f.join(a, partial[k * p.results + r]);
-    a = fold_warp(f, a);
-    int64_t off[2];
-    p.kept.at(r, off);
-    if (lane == 0) f.finish(a, off[1], r);
+    if (r < p.results)
+      for (int64_t k = deep; k < p.chunks; k += kChunkRows) a = f.join(a, partial[k * p.results + r]);
+    shared[tid] = a;
+    __syncthreads();
+    if (deep == 0 && r < p.results) {
+      for (int d = 1; d < kChunkRows; d++) a = f.join(a, shared[d * 32 + column]);
+      int64_t off[2];
+      p.kept.at(r, off);
+      f.finish(a, off[1], r);
+    }
+    __syncthreads();
   }
 }
 
@@ -243,19 +226,14 @@ template <class F, int V> inline int launch_fold_width(const F& f, const FoldPla
   int rc = 0;
   A* partial = (A*)workspace;
   if (p.way == kByThread) {
-    auto kernel = fold_by_thread<F, V>;
+    auto kernel = fold_by_thread<F>;
     LAUNCH_FLAT(rc, kernel, dim3(grid_for(p.results, kFoldThreads)), dim3(kFoldThreads), stream, f, p);
-    return rc;
-  }
-  if (p.way == kByWarp) {
-    auto kernel = fold_by_warp<F, V>;
-    LAUNCH(rc, kernel, dim3(grid_for(p.results * 32, kFoldThreads)), dim3(kFoldThreads), 0, stream, f, p);
     return rc;
   }
   if (p.chunks > 1 && !workspace) return kInvalid;
   if (p.way == kByBlock) {
     auto kernel = fold_by_block<F, V>;
-    LAUNCH(rc, kernel, dim3(grid_for(p.results * p.chunks, 1)), dim3(kFoldThreads), kFoldThreads / 32 * sizeof(A), stream, f,
+    LAUNCH(rc, kernel, dim3(grid_for(p.results * p.chunks, 1)), dim3(p.threads), kFoldThreads / 32 * sizeof(A), stream, f,
            p, partial);
   } else {
     auto kernel = fold_by_columns<F, V>;
@@ -263,15 +241,13 @@ template <class F, int V> inline int launch_fold_width(const F& f, const FoldPla
     LAUNCH(rc, kernel, dim3(grid_for(blocks, 1)), dim3(kFoldThreads), kFoldThreads * V * sizeof(A), stream, f, p, partial);
   }
   if (rc || p.chunks == 1) return rc;
-  if (p.chunks < 32 || p.results >= 4096) {
-    auto kernel = fold_chunks_by_thread<F>;
-    LAUNCH_FLAT(rc, kernel, dim3(grid_for(p.results, kFoldThreads)), dim3(kFoldThreads), stream, f, p, partial);
-  } else {
-    auto kernel = fold_chunks_by_warp<F>;
-    LAUNCH(rc, kernel, dim3(grid_for(p.results * 32, kFoldThreads)), dim3(kFoldThreads), 0, stream, f, p, partial);
-  }
+  auto kernel = fold_chunks<F>;
+  LAUNCH(rc, kernel, dim3(grid_for(p.results, 32)), dim3(32 * kChunkRows), 32 * kChunkRows * sizeof(A), stream, f, p, partial);
   return rc;
 }
+
+/// Elements of an access: 8-byte ones are read one by one, which keeps the number of kernels down.
+template <class T> constexpr int kFoldWidth = sizeof(T) == 8 ? 1 : sizeof(T) == 4 ? 4 : 8;
 
 /// Runs a planned fold. W is the `width` that it was planned with.
 template <int W, class F> inline int launch_fold(const F& f, const FoldPlan& p, void* workspace, void* stream) {
@@ -284,6 +260,7 @@ template <int W, class F> inline int launch_fold(const F& f, const FoldPlan& p, 
 template <class Self> struct OneByOne {
   struct Context {};
   DEV Context context(int64_t) const { return {}; }
+  template <class A> DEV A settle(const A& a) const { return a; }
   template <int V, class A, class In, class C> DEV void row(A& a, const In (&v)[V], int64_t pos, const C& c) const {
     UNROLL for (int j = 0; j < V; j++) static_cast<const Self*>(this)->take(a, v[j], pos + j, c);
   }

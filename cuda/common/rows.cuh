@@ -16,6 +16,13 @@ template <> struct Number<f16> { using type = float; };
 template <> struct Number<double> { using type = double; };
 template <class T> using Num = typename Number<T>::type;
 
+/// A loop that stays one: unrolling it would only make code.
+#if defined(__CUDACC__)
+#define ROLLED _Pragma("unroll 1")
+#else
+#define ROLLED
+#endif
+
 /// Elements of a 16-byte access.
 template <class T> constexpr int kWidth = 16 / (int)sizeof(T);
 /// `V` elements that travel in one access.
@@ -110,14 +117,14 @@ template <int N> struct Index {
     UNROLL for (int k = 0; k < N; k++) off[k] = 0;
     if (i < (int64_t)1 << 31) {
       uint32_t left = (uint32_t)i;
-      for (int d = rank - 1; d > 0; d--) {
+      ROLLED for (int d = rank - 1; d > 0; d--) {
         const uint32_t q = left / narrow[d];
         UNROLL for (int k = 0; k < N; k++) off[k] += (int64_t)(left - q * narrow[d]) * stride[k][d];
         left = q;
       }
       i = left;
     } else {
-      for (int d = rank - 1; d > 0; d--) {
+      ROLLED for (int d = rank - 1; d > 0; d--) {
         const int64_t q = i / shape[d];
         UNROLL for (int k = 0; k < N; k++) off[k] += (i - q * shape[d]) * stride[k][d];
         i = q;
@@ -189,6 +196,23 @@ inline int32_t computed_in(int32_t dtype) { return dtype == SMALTI_F64 ? SMALTI_
 inline bool is_vector(const smalti_view* v, int64_t n, int32_t dtype) {
   return v && v->dtype == dtype && count(*v) == n && contiguous(*v);
 }
+/// Contiguous, of the shape and dtype of x.
+inline bool is_like(const smalti_view* v, const smalti_view& x) {
+  return v && v->dtype == x.dtype && same_shape(*v, x) && contiguous(*v);
+}
 inline bool is_vector_or_null(const smalti_view* v, int64_t n, int32_t dtype) { return !v || is_vector(v, n, dtype); }
+/// A contiguous matrix.
+inline smalti_view matrix(const void* p, int32_t dtype, int64_t rows, int64_t n) {
+  smalti_view v{};
+  v.ptr = (void*)p;
+  v.dtype = dtype;
+  v.rank = 2;
+  v.shape[0] = rows;
+  v.shape[1] = n;
+  v.stride[0] = n;
+  v.stride[1] = 1;
+  return v;
+}
+template <class P> inline P* pointer(const smalti_view* v) { return v ? (P*)v->ptr : nullptr; }
 
 }  // namespace smalti

