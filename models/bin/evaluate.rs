@@ -7,7 +7,7 @@ use smalti_models::{
     backbones::vit::Pool,
     data::Batch,
     evaluate::{Features, LinearProbe, ProbeConfig, Vote, knn_accuracy},
-    mae_transfer::pool,
+    mae::transfer::pool,
     train::{
         Classifier, FinetuneTask, Metrics, Outcome, Output, ProbeTask, Progress, Recipe, RunDir, Settings,
         Task, Trainer,
