@@ -117,8 +117,10 @@ fn pth_round_trip() -> Result<()> {
     Ok(())
 }
 
-/// Names, dtypes, shapes and values, by bits.
-fn content(tensors: &[(String, Tensor)]) -> Result<Vec<(String, DType, Vec<usize>, Vec<u64>)>> {
+/// Name, dtype, shape and values, by bits.
+type Content = (String, DType, Vec<usize>, Vec<u64>);
+
+fn content(tensors: &[(String, Tensor)]) -> Result<Vec<Content>> {
     let bits = |t: &Tensor| Ok(values(t)?.into_iter().map(f64::to_bits).collect());
     tensors.iter().map(|(name, t)| Ok((name.clone(), t.dtype(), t.shape().to_vec(), bits(t)?))).collect()
 }

@@ -37,7 +37,7 @@ mod tests {
     #[test]
     fn pieces_make_the_whole() {
         assert_eq!(crc32(b"123456789"), 0xcbf4_3926);
-        let data: Vec<u8> = (0..2 * PIECE + 77).map(|i| (i * i >> 3) as u8).collect();
+        let data: Vec<u8> = (0..2 * PIECE + 77).map(|i| ((i * i) >> 3) as u8).collect();
         for n in [0, 1, PIECE, PIECE + 1, data.len()] {
             assert_eq!(crc32(&data[..n]), crc32fast::hash(&data[..n]));
             assert_eq!(with_prefix(&data[..n / 2], &data[n / 2..n]), crc32fast::hash(&data[..n]));
