@@ -359,9 +359,6 @@ mod cpu {
                     grad.into_iter().for_each(|g| g.fill(T::ZERO));
                     continue;
                 }
-                unsafe {
-                    pixels.read(size, at / patches, at % patches, PatchOrder::ChannelLast, &mut buffer)
-                };
                 let scale = T::of(2.0 * weights[at] / (width as f64 * total));
                 let sum = simd_of::<T, _>(
                     #[inline(always)]
