@@ -80,7 +80,6 @@ pub unsafe fn gemm<T: GemmElement>(
     }
     // A task of less than some 100 microseconds is not worth waking a thread for.
     let parallelism = if threads && m * n * k > 1 << 20 && rayon::current_num_threads() > 1 {
-        super::awake::call();
         gemm::Parallelism::Rayon(0)
     } else {
         gemm::Parallelism::None

@@ -20,7 +20,6 @@ fn ranges(n: usize, grain: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
     if chunks <= 1 || rayon::current_num_threads() == 1 {
         (0..chunks).for_each(|i| f(i * grain..n.min((i + 1) * grain)));
     } else {
-        super::awake::call();
         (0..chunks).into_par_iter().for_each(|i| f(i * grain..n.min((i + 1) * grain)));
     }
 }
