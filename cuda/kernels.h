@@ -77,6 +77,19 @@ int32_t smalti_fill(double value, const smalti_view *y, void *stream);
 
 /* ---- reduce ---- */
 
+/* ---- linear: what stands around a product ---- */
+
+/* Elements of workspace, f32 (f64 for f64), that the two below want. */
+int64_t smalti_linear_partials(int64_t rows, int64_t columns);
+/* y = gelu(product + bias), the exact one. Matrices here are [rows, columns] row-major, vectors dense. */
+int32_t smalti_linear_gelu_forward(const smalti_view *product, const smalti_view *bias, const smalti_view *y,
+                                   void *stream);
+/* dz = grad gelu'(product + bias), and db its column sums. */
+int32_t smalti_linear_gelu_backward(const smalti_view *grad, const smalti_view *product, const smalti_view *bias,
+                                    const smalti_view *dz, const smalti_view *db, void *partial, void *stream);
+/* y = column sums of x. */
+int32_t smalti_linear_column_sums(const smalti_view *x, const smalti_view *y, void *partial, void *stream);
+
 /* ---- softmax ---- */
 
 /* ---- loss ---- */

@@ -112,3 +112,33 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn smalti_fill(value: f64, y: *const smalti_view, stream: *mut ::core::ffi::c_void) -> i32;
 }
+unsafe extern "C" {
+    pub fn smalti_linear_partials(rows: i64, columns: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_linear_gelu_forward(
+        product: *const smalti_view,
+        bias: *const smalti_view,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_linear_gelu_backward(
+        grad: *const smalti_view,
+        product: *const smalti_view,
+        bias: *const smalti_view,
+        dz: *const smalti_view,
+        db: *const smalti_view,
+        partial: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_linear_column_sums(
+        x: *const smalti_view,
+        y: *const smalti_view,
+        partial: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
