@@ -2,7 +2,7 @@
 // one kernel recomputes the logits and writes g = dS, two products take it to dQ = s g K and dK = s g^T Q. At the
 // positive g is -(miss of the row + miss of the column), in f32, before it is rounded. Everything is summed in a
 // fixed order: the same bits in every run.
-#include "contrastive/problem.cuh"
+#include "contrastive/target.cuh"
 #include "common/reduce.cuh"
 
 namespace smalti {
@@ -84,32 +84,6 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 2 : 1) slopes(const 
   }
 }
 
-/// Where a product goes: `partial` sums of a part of the depth, or into `settle`.
-template <class T> struct Target {
-  using A = Acc<T>;
-  T* out;
-  A* sum;           // of earlier chunks; or null
-  const A* partial; // [splits][rows][d]
-  int64_t rows, d;
-  int splits;
-  bool add, last;
-  const A *grad, *scale, *miss;
-  const T* positive;  // with its weight -miss; or null
-  A weight;
-
-  /// Adds what earlier chunks gave, and writes the gradient when the last has come.
-  DEV void settle(int64_t row, int64_t column, A x) const {
-    const int64_t at = row * d + column;
-    if (add) x += sum[at];
-    if (!last) {
-      sum[at] = x;
-      return;
-    }
-    if (positive) x -= miss[row] * widen(positive[at]);
-    out[at] = narrow<T>(x * (*grad * *scale * weight));
-  }
-};
-
 template <class T, bool AM, bool BM>
 __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 2 : 1)
 multiply(const Operand<T> a, const Operand<T> b, int64_t depth, int64_t split, const Target<T> to) {
@@ -128,15 +102,6 @@ multiply(const Operand<T> a, const Operand<T> b, int64_t depth, int64_t split, c
       if (to.splits > 1) partial[r * to.d + c] = s.at(i, j);
       else to.settle(r, c, s.at(i, j));
     }
-}
-
-template <class T> __global__ void combine(const Target<T> to) {
-  const int64_t threads = (int64_t)gridDim.x * blockDim.x, count = to.rows * to.d;
-  for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += threads) {
-    Acc<T> x = 0;
-    for (int z = 0; z < to.splits; z++) x += to.partial[z * count + i];
-    to.settle(i / to.d, i % to.d, x);
-  }
 }
 
 /// Gradient of the positives that stand apart: -miss q.
@@ -160,9 +125,9 @@ template <class A> __global__ void scale_gradient(const double* sums, int64_t co
 template <class T> struct BackwardPlan {
   using A = Acc<T>;
   int64_t row_tiles, column_tiles, chunk_rows, chunk_columns, ld, bytes;
-  int row_splits, column_splits;
+  int row_splits, column_splits, fused;
   T* g;
-  A *row_sum, *column_sum, *partial;
+  A *row_sum, *column_sum, *partial, *fused_partial;
   double* sums;
 
   /// Parts of a product's depth, so that there are blocks for the whole device.
@@ -193,6 +158,11 @@ template <class T> struct BackwardPlan {
     partial = w.take<A>(by_row > by_column ? by_row : by_column);
     sums = w.take<double>(row_tiles * column_tiles);
     bytes = w.used;
+    // the fused kernel wants partial sums alone, in the same memory
+    fused = with_dk || x.both ? 0 : query_splits(x, sizeof(T) == 2);
+    Pieces f{(unsigned char*)workspace};
+    fused_partial = f.take<A>(fused * x.n * x.d);
+    if (f.used > bytes) bytes = f.used;
   }
 };
 
@@ -239,13 +209,12 @@ int32_t chunk_products(const Problem& x, const smalti_contrastive& c, const Back
   return rc;
 }
 
+/// dQ, dK and the sums for the scale's gradient, chunk by chunk.
 template <class T>
-int32_t backward(const Problem& x, const smalti_contrastive& c, const Gradients<T>& to, void* workspace, int64_t bytes, void* stream) {
+int32_t in_chunks(const Problem& x, const smalti_contrastive& c, const BackwardPlan<T>& plan, const Gradients<T>& to, void* stream) {
   using A = Acc<T>;
-  const BackwardPlan<T> plan(x, to.dk != nullptr, workspace);
-  if (bytes < plan.bytes) return kInvalid;
   int rc = 0;
-  const A *scale = (const A*)c.scale, *miss = to.rows + x.n;
+  const A* scale = (const A*)c.scale;
   Slopes<T> s{queries<T>(c), keys<T>(c), x.d, first_label(x, c), 0, 0, 0, 0, scale, to.rows, x.both ? to.columns : nullptr, plan.g, plan.ld,
               to.dscale ? plan.sums : nullptr};
   for (s.r0 = 0; s.r0 < x.n && !rc; s.r0 += plan.chunk_rows) {
@@ -263,13 +232,31 @@ int32_t backward(const Problem& x, const smalti_contrastive& c, const Gradients<
       s.c0 += plan.chunk_columns;
     } while (s.c0 < x.m && !rc);
   }
+  return rc;
+}
+
+template <class T>
+int32_t backward(const Problem& x, const smalti_contrastive& c, const Gradients<T>& to, void* workspace, int64_t bytes, void* stream) {
+  using A = Acc<T>;
+  const BackwardPlan<T> plan(x, to.dk != nullptr, workspace);
+  if (bytes < plan.bytes) return kInvalid;
+  int rc = 0;
+  const A *scale = (const A*)c.scale, *miss = to.rows + x.n;
+  const bool only_queries = to.dq && !to.dk && !to.dscale;
+  if (only_queries && plan.fused > 0) {
+    const Target<T> t{to.dq, nullptr, plan.fused_partial, x.n, x.d, plan.fused, false, true, to.grad, scale, miss,
+                      x.apart ? (const T*)c.positive.ptr : nullptr, (A)x.weight()};
+    rc = query_gradient(c, x, to.rows, t, stream);
+  } else if (to.dq || to.dk || to.dscale) {
+    rc = in_chunks(x, c, plan, to, stream);
+  }
   if (!rc && to.dscale) {
     auto kernel = scale_gradient<A>;
     LAUNCH(rc, kernel, dim3(1), dim3(512), 16 * sizeof(double), stream, plan.sums, plan.row_tiles * plan.column_tiles, to.grad, x.weight(), to.dscale);
   }
   if (!rc && to.dpositive && x.d > 0) {
     auto kernel = positive_gradient<T>;
-    LAUNCH_FLAT(rc, kernel, dim3(grid_for(x.n * x.d, 256)), dim3(256), stream, s.q, x.d, miss, to.grad, scale, (A)x.weight(), to.dpositive);
+    LAUNCH_FLAT(rc, kernel, dim3(grid_for(x.n * x.d, 256)), dim3(256), stream, queries<T>(c), x.d, miss, to.grad, scale, (A)x.weight(), to.dpositive);
   }
   return rc;
 }

@@ -18,7 +18,8 @@ struct Problem {
     if (x.n < 1 || x.n > most || x.m < 0 || x.m > most || x.d < 0 || x.d > most || k.shape[1] != x.d) return false;
     if ((x.d > 1 && q.stride[1] != 1) || (k.stride[1] != 1 && k.stride[0] != 1)) return false;
     if (x.apart) {
-      const bool fits = p.rank == 2 && p.dtype == q.dtype && p.shape[0] == x.n && p.shape[1] == x.d && p.stride[1] == 1 && p.stride[0] == x.d;
+      const bool fits = p.rank == 2 && p.dtype == q.dtype && p.shape[0] == x.n && p.shape[1] == x.d &&
+                        (x.d <= 1 || p.stride[1] == 1) && (x.n == 1 || p.stride[0] == x.d);
       if (!fits || x.both) return false;
     } else if (c.offset < 0 || c.offset > x.m || x.n > x.m - c.offset) {
       return false;

@@ -67,13 +67,14 @@ template <class T, bool M> DEV void load_stage(T* stage, const Operand<T>& o, in
   }
 }
 
-template <class T, bool AM, bool BM> DEV void multiply_stage(Fragment<float>& acc, const T* a, const T* b, const Place& at) {
+template <class T, bool AM, bool BM, int LDA = LD_K>
+DEV void multiply_stage(Fragment<float>& acc, const T* a, const T* b, const Place& at) {
   const int lane = at.lane, r = (at.warp >> 2) * 64, c = (at.warp & 3) * 32;
   UNROLL for (int k = 0; k < STEP; k += 16) {
     uint32_t x[4][4];
     UNROLL for (int i = 0; i < 4; i++) {
       if (AM) ldsm4t(x[i], a + (k + (lane & 7) + (lane >> 4) * 8) * LD_M + r + i * 16 + (lane >> 3 & 1) * 8);
-      else ldsm4(x[i], a + (r + i * 16 + (lane & 15)) * LD_K + k + (lane >> 4) * 8);
+      else ldsm4(x[i], a + (r + i * 16 + (lane & 15)) * LDA + k + (lane >> 4) * 8);
     }
     UNROLL for (int j = 0; j < 4; j += 2) {
       uint32_t y[4];
@@ -108,6 +109,27 @@ DEV void half_product(Fragment<float>& acc, const Operand<T>& a, const Operand<T
     load(s + STAGES - 1);
     const T* stage = stages + s % STAGES * 2 * STAGE;
     multiply_stage<T, AM, BM>(acc, stage, stage + STAGE, at);
+  }
+  cp_wait<0>();
+  __syncthreads();
+}
+
+/// acc += A B^T over depth [begin, end), with A, 128 wide, in shared memory as [128][128 + 8] and zero beyond the end.
+template <class T, bool BM>
+DEV void multiply_shared(Fragment<float>& acc, const T* a, const Operand<T>& b, int64_t c0, int64_t begin, int64_t end,
+                         unsigned char* shared, const Place& at, int tid) {
+  T* stages = (T*)shared;
+  const int steps = (int)((end - begin + STEP - 1) / STEP);
+  auto load = [&](int s) {
+    if (s < steps) load_stage<T, BM>(stages + s % STAGES * STAGE, b, c0, begin + s * STEP, end, tid);
+    cp_commit();
+  };
+  for (int s = 0; s < STAGES - 1; s++) load(s);
+  for (int s = 0; s < steps; s++) {
+    cp_wait<STAGES - 2>();
+    __syncthreads();
+    load(s + STAGES - 1);
+    multiply_stage<T, false, BM, LD_M>(acc, a + s * STEP, stages + s % STAGES * STAGE, at);
   }
   cp_wait<0>();
   __syncthreads();

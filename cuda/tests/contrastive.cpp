@@ -170,8 +170,28 @@ TEST(contrastive_queue) {
   check<bf16>("queue [K, d]", {40, 300, 64, 0, false, true, false, 5}, 0);
   check<bf16>("queue [d, K]", {140, 264, 128, 0, false, true, true, 14}, 0);
   check<bf16>("queue [d, K] odd", {10, 131, 20, 0, false, true, true, 14}, 0);
+  check<f16>("queue of four tiles", {20, 500, 136, 0, false, true, false, 14}, 0);
+  check<bf16>("queue, wide", {20, 150, 264, 0, false, true, true, 14}, 0);
   check<float>("queue f32", {33, 300, 24, 0, false, true, true, 14}, 2e-5);
   check<double>("queue f64", {9, 140, 5, 0, false, true, true, 5}, 1e-11);
+}
+// Keys without gradient, among them the positives (MoCo v3).
+TEST(contrastive_queries_alone) {
+  const Case t{70, 300, 40, 200, false, false, false, 10};
+  const auto q = units<bf16>(t.n, t.d, 1), k = units<bf16>(t.m, t.d, 2);
+  const Result both = run<bf16>(t, q, k, std::vector<bf16>(1), 1.0);
+  Dev<bf16> dq(q), dk(k), gq(q.size());
+  Dev<float> scale(std::vector<float>{10}), g(std::vector<float>{1}), loss(1), rows(3 * t.n);
+  smalti_contrastive c{};
+  c.q = test::view(dq, {t.n, t.d}); c.k = test::view(dk, {t.m, t.d}); c.scale = scale.p; c.offset = t.offset;
+  const int64_t forward = smalti_contrastive_forward_workspace(&c), backward = smalti_contrastive_backward_workspace(&c, 0);
+  Dev<unsigned char> wf(forward), wb(backward);
+  CHECK_RC(smalti_contrastive_forward(&c, loss.p, rows.p, nullptr, nullptr, wf.p, forward, nullptr));
+  CHECK_RC(smalti_contrastive_backward(&c, rows.p, nullptr, g.p, gq.p, nullptr, nullptr, nullptr, wb.p, backward, nullptr));
+  double largest = 0;
+  for (double x : both.dq) largest = std::max(largest, std::fabs(x));
+  // both round g to bf16; they add in another order
+  CHECK(worst(test::wide(gq.get()), both.dq) <= largest / 128);
 }
 TEST(contrastive_small_sizes) {
   for (int64_t n : {1, 2, 3}) check<float>("few", {n, n, 1, 0, true, false, false, 2}, 2e-5);
