@@ -141,8 +141,9 @@ template <class T> struct BackwardPlan {
     row_tiles = ceil_div(x.n, TILE);
     column_tiles = ceil_div(x.m, TILE);
     // at most the budget, and an eighth of all tiles: long runs of columns first, they cost no sums of dQ
-    const int64_t most = clamp(x.budget / (unit * TILE), 1, ceil_div(row_tiles * column_tiles, 8));
-    const int64_t columns = clamp(column_tiles, 1, most), rows = clamp(row_tiles, 1, most / columns);
+    const int64_t eighth = column_tiles > 0 ? ceil_div(row_tiles * column_tiles, 8) : 1;
+    const int64_t most = clamp(x.budget / (unit * TILE), 1, eighth);
+    const int64_t columns = clamp(column_tiles > 0 ? column_tiles : 1, 1, most), rows = clamp(row_tiles, 1, most / columns);
     chunk_rows = rows * TILE;
     chunk_columns = columns * TILE;
     ld = chunk_columns;
@@ -215,7 +216,7 @@ int32_t in_chunks(const Problem& x, const smalti_contrastive& c, const BackwardP
   using A = Acc<T>;
   int rc = 0;
   const A* scale = (const A*)c.scale;
-  Slopes<T> s{queries<T>(c), keys<T>(c), x.d, first_label(x, c), 0, 0, 0, 0, scale, to.rows, x.both ? to.columns : nullptr, plan.g, plan.ld,
+  Slopes<T> s{queries<T>(c), keys<T>(c, x), x.d, first_label(x, c), 0, 0, 0, 0, scale, to.rows, x.both ? to.columns : nullptr, plan.g, plan.ld,
               to.dscale ? plan.sums : nullptr};
   for (s.r0 = 0; s.r0 < x.n && !rc; s.r0 += plan.chunk_rows) {
     s.r_end = min(x.n, s.r0 + plan.chunk_rows);

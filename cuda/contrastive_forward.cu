@@ -222,7 +222,7 @@ int32_t forward(const Problem& x, const smalti_contrastive& c, Acc<T>* loss, Acc
   int rc = 0;
   A* dots = rows + 2 * x.n;
   const A* scale = (const A*)c.scale;
-  Sweep<T> s{queries<T>(c), keys<T>(c), x.d, first_label(x, c), 0, plan.chunk_tiles * TILE, plan.tiles, plan.group_tiles,
+  Sweep<T> s{queries<T>(c), keys<T>(c, x), x.d, first_label(x, c), 0, plan.chunk_tiles * TILE, plan.tiles, plan.group_tiles,
              scale, dots, plan.row_part, x.both ? plan.column_part : nullptr, rank ? plan.above : nullptr};
   const T* positive = x.apart ? (const T*)c.positive.ptr : s.k.p + c.offset * s.k.row_step;
   const int64_t row_step = x.apart ? x.d : s.k.row_step, step = x.apart ? 1 : s.k.depth_step;

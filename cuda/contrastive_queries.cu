@@ -61,7 +61,7 @@ int query_splits(const Problem& x, bool half) {
 template <class T>
 int32_t run(const smalti_contrastive& c, const Problem& x, const float* rows, const Target<T>& to, void* stream) {
   int rc = 0;
-  const Operand<T> k = keys<T>(c);
+  const Operand<T> k = keys<T>(c, x);
   const int64_t tiles = ceil_div(x.m, TILE), part = ceil_div(tiles, to.splits);
   const Walk<T> w{queries<T>(c), k, operand(k.p, x.d, k.depth_step, k.row_step), x.d, first_label(x, c), tiles, part,
                   (const float*)c.scale, rows, (float*)to.partial};

@@ -197,6 +197,9 @@ TEST(contrastive_small_sizes) {
   for (int64_t n : {1, 2, 3}) check<float>("few", {n, n, 1, 0, true, false, false, 2}, 2e-5);
   check<bf16>("few bf16", {2, 2, 8, 0, true, false, false, 2}, 0);
   check<double>("one key", {1, 1, 3, 0, false, true, false, 2}, 1e-11);
+  check<bf16>("one key bf16", {3, 1, 3, 0, false, true, true, 2}, 0);
+  check<double>("no key", {2, 0, 3, 0, false, true, false, 2}, 1e-11);
+  check<float>("no key f32", {2, 0, 3, 0, false, true, true, 2}, 1e-5);
 }
 // Many chunks: partial sums are carried from one to the next.
 TEST(contrastive_chunks) {
