@@ -40,6 +40,7 @@ def mae_gflop():
     return 3 * forward + 2 * matmul(8 * 196, 768, 768)  # no gradient of the pixels
 
 
+CLIP, MOCO = "contrastive/4096x512", "info_nce/256x65536x128"
 # (name, what the table says, GFLOP or None). A worker that lacks a name answers so; the table shows a dash.
 CASES = [
     ("fma_peak/1", "peak: multiply-adds in registers, 1 thread", matmul(10_000_000, 12, 16)),
@@ -58,12 +59,14 @@ CASES = [
     ("gelu/forward+backward", "gelu (erf), forward + backward", None),
     ("attention/8x12x197x64", "attention [8,12,197,64], forward + backward", 6 * matmul(96, 197, 197, 64)),
     ("attention/128x12x50x64", "attention [128,12,50,64], forward + backward", 6 * matmul(1536, 50, 50, 64)),
+    (CLIP, "contrastive loss N 4096, d 512, forward + backward", 4 * matmul(4096, 512, 4096)),
+    (MOCO, "MoCo logits 256×65536, d 128, forward + backward", 2 * matmul(256, 128, 65536)),
     ("conv2d/groups1", "conv2d 3×3 64→64, 56×56, batch 8, forward + backward", 3 * CONV),
     ("conv2d/groups4", "conv2d 3×3 64→64 in 4 groups, same", 3 * CONV / 4),
     ("vit_block", "ViT-B block, 197 tokens, batch 8, forward + backward", 3 * BLOCK),
     ("mae_step", "MAE ViT-B/16 pre-training step, 224², mask 0.75, AdamW, batch 8", mae_gflop()),
 ]
-MEMORY_CASES = ["mae_step"]
+MEMORY_CASES = [CLIP, MOCO, "mae_step"]
 
 # name -> (package to build or None, program)
 PEERS = {

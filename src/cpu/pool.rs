@@ -94,6 +94,13 @@ pub fn stats() -> Stats {
     pool().stats
 }
 
+/// Starts [`Stats::peak`] anew from what is alive; returns that.
+pub fn reset_peak() -> usize {
+    let stats = &mut pool().stats;
+    stats.peak = stats.live;
+    stats.live
+}
+
 /// Gives chunks back to the system that hold no live buffer.
 pub fn trim() {
     for (address, size) in pool().trim() {

@@ -142,3 +142,47 @@ unsafe extern "C" {
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct smalti_contrastive {
+    pub q: smalti_view,
+    pub k: smalti_view,
+    pub positive: smalti_view,
+    pub scale: *const ::core::ffi::c_void,
+    pub offset: i64,
+    pub budget: i64,
+    pub both: i32,
+}
+unsafe extern "C" {
+    pub fn smalti_contrastive_forward_workspace(c: *const smalti_contrastive) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_contrastive_backward_workspace(c: *const smalti_contrastive, with_dk: i32) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_contrastive_forward(
+        c: *const smalti_contrastive,
+        loss: *mut ::core::ffi::c_void,
+        rows: *mut ::core::ffi::c_void,
+        columns: *mut ::core::ffi::c_void,
+        rank: *mut i64,
+        workspace: *mut ::core::ffi::c_void,
+        bytes: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_contrastive_backward(
+        c: *const smalti_contrastive,
+        rows: *const ::core::ffi::c_void,
+        columns: *const ::core::ffi::c_void,
+        grad: *const ::core::ffi::c_void,
+        dq: *mut ::core::ffi::c_void,
+        dk: *mut ::core::ffi::c_void,
+        dpositive: *mut ::core::ffi::c_void,
+        dscale: *mut ::core::ffi::c_void,
+        workspace: *mut ::core::ffi::c_void,
+        bytes: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
