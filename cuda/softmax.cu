@@ -238,52 +238,62 @@ template <int N> bool along(const Rows<N>& p) {
   return yes;
 }
 
+/// Registers hold rows of up to this many elements. Rows that are read one by one are seldom long, f64 seldom asked
+/// for: they have fewer kernels.
+constexpr int kBlockRow = 256;
+
 template <class T, int V> int forward(const T* x, T* y, const Rows<2>& p, bool log, void* stream) {
   int rc = 0;
   const int smem = 32 * sizeof(Online<Acc<T>>);
-  if (p.n <= 32 * kKeep) {
-    auto kernel = softmax_rows<T, V, 32>;
-    LAUNCH(rc, kernel, row_grid<32>(p.count), dim3(256), smem, stream, x, y, p, log);
-  } else if (p.n <= 128 * kKeep) {
-    auto kernel = softmax_rows<T, V, 128>;
-    LAUNCH(rc, kernel, row_grid<128>(p.count), dim3(128), smem, stream, x, y, p, log);
-  } else if (p.n <= 512 * kKeep) {
-    auto kernel = softmax_rows<T, V, 512>;
-    LAUNCH(rc, kernel, row_grid<512>(p.count), dim3(512), smem, stream, x, y, p, log);
-  } else {
-    auto kernel = softmax_long_rows<T, V>;
-    LAUNCH(rc, kernel, row_grid<kStream>(p.count), dim3(kStream), smem, stream, x, y, p, log);
+  if constexpr (sizeof(T) < 8) {
+    if (p.n <= 32 * kKeep) {
+      auto kernel = softmax_rows<T, V, 32>;
+      LAUNCH(rc, kernel, row_grid<32>(p.count), dim3(256), smem, stream, x, y, p, log);
+      return rc;
+    }
   }
+  if constexpr (V > 1) {
+    if (p.n <= kBlockRow * kKeep) {
+      auto kernel = softmax_rows<T, V, kBlockRow>;
+      LAUNCH(rc, kernel, row_grid<kBlockRow>(p.count), dim3(kBlockRow), smem, stream, x, y, p, log);
+      return rc;
+    }
+  }
+  auto kernel = softmax_long_rows<T, V>;
+  LAUNCH(rc, kernel, row_grid<kStream>(p.count), dim3(kStream), smem, stream, x, y, p, log);
   return rc;
 }
 
 template <class T, int V> int backward(const T* y, const T* dy, T* dx, const Rows<3>& p, bool log, void* stream) {
   int rc = 0;
   const int smem = 32 * sizeof(Acc<T>);
-  if (p.n <= 32 * kKeep) {
-    auto kernel = softmax_rows_backward<T, V, 32>;
-    LAUNCH(rc, kernel, row_grid<32>(p.count), dim3(256), smem, stream, y, dy, dx, p, log);
-  } else if (p.n <= 128 * kKeep) {
-    auto kernel = softmax_rows_backward<T, V, 128>;
-    LAUNCH(rc, kernel, row_grid<128>(p.count), dim3(128), smem, stream, y, dy, dx, p, log);
-  } else if (p.n <= 512 * kKeep) {
-    auto kernel = softmax_rows_backward<T, V, 512>;
-    LAUNCH(rc, kernel, row_grid<512>(p.count), dim3(512), smem, stream, y, dy, dx, p, log);
-  } else {
-    auto kernel = softmax_long_rows_backward<T, V>;
-    LAUNCH(rc, kernel, row_grid<kStream>(p.count), dim3(kStream), smem, stream, y, dy, dx, p, log);
+  if constexpr (sizeof(T) < 8) {
+    if (p.n <= 32 * kKeep) {
+      auto kernel = softmax_rows_backward<T, V, 32>;
+      LAUNCH(rc, kernel, row_grid<32>(p.count), dim3(256), smem, stream, y, dy, dx, p, log);
+      return rc;
+    }
   }
+  if constexpr (V > 1) {
+    if (p.n <= kBlockRow * kKeep) {
+      auto kernel = softmax_rows_backward<T, V, kBlockRow>;
+      LAUNCH(rc, kernel, row_grid<kBlockRow>(p.count), dim3(kBlockRow), smem, stream, y, dy, dx, p, log);
+      return rc;
+    }
+  }
+  auto kernel = softmax_long_rows_backward<T, V>;
+  LAUNCH(rc, kernel, row_grid<kStream>(p.count), dim3(kStream), smem, stream, y, dy, dx, p, log);
   return rc;
 }
 
 template <class T> int forward(const smalti_view& x, const smalti_view& y, int32_t dim, bool log, void* stream) {
   Rows<2> p;
   bool vectors;
-  if (!rows_of<2>({&x, &y}, dim, kWidth<T>, p, vectors)) return kInvalid;
+  if (!rows_of<2>({&x, &y}, dim, kRowWidth<T>, p, vectors)) return kInvalid;
   if (p.count * p.n == 0) return 0;
   const T* from = (const T*)x.ptr;
   T* to = (T*)y.ptr;
-  if (along(p)) return vectors ? forward<T, kWidth<T>>(from, to, p, log, stream) : forward<T, 1>(from, to, p, log, stream);
+  if (along(p)) return vectors ? forward<T, kRowWidth<T>>(from, to, p, log, stream) : forward<T, 1>(from, to, p, log, stream);
   int rc = 0;
   auto kernel = softmax_columns<T>;
   LAUNCH_FLAT(rc, kernel, dim3(grid_for(p.count, 128)), dim3(128), stream, from, to, p, log);
@@ -293,11 +303,11 @@ template <class T> int forward(const smalti_view& x, const smalti_view& y, int32
 template <class T> int backward(const smalti_view& y, const smalti_view& dy, const smalti_view& dx, int32_t dim, bool log, void* stream) {
   Rows<3> p;
   bool vectors;
-  if (!rows_of<3>({&y, &dy, &dx}, dim, kWidth<T>, p, vectors)) return kInvalid;
+  if (!rows_of<3>({&y, &dy, &dx}, dim, kRowWidth<T>, p, vectors)) return kInvalid;
   if (p.count * p.n == 0) return 0;
   const T *out = (const T*)y.ptr, *grad = (const T*)dy.ptr;
   T* to = (T*)dx.ptr;
-  if (along(p)) return vectors ? backward<T, kWidth<T>>(out, grad, to, p, log, stream) : backward<T, 1>(out, grad, to, p, log, stream);
+  if (along(p)) return vectors ? backward<T, kRowWidth<T>>(out, grad, to, p, log, stream) : backward<T, 1>(out, grad, to, p, log, stream);
   int rc = 0;
   auto kernel = softmax_columns_backward<T>;
   LAUNCH_FLAT(rc, kernel, dim3(grid_for(p.count, 128)), dim3(128), stream, out, grad, to, p, log);

@@ -25,6 +25,8 @@ template <class T> using Num = typename Number<T>::type;
 
 /// Elements of a 16-byte access.
 template <class T> constexpr int kWidth = 16 / (int)sizeof(T);
+/// The same for kernels that read f64, which is seldom asked for, one by one, to be fewer.
+template <class T> constexpr int kRowWidth = sizeof(T) == 8 ? 1 : kWidth<T>;
 /// `V` elements that travel in one access.
 template <class T, int V> struct alignas(sizeof(T) * V) Pack { T v[V]; };
 

@@ -142,8 +142,8 @@ template <class A, int V> int run(const Problem<A>& p, bool back, void* stream) 
   return rc;
 }
 template <class A> int run(const Problem<A>& p, bool back, void* stream) {
-  const bool whole = aligned(p.x) && aligned(p.dx) && aligned(p.dtarget) && aligned(p.weight) && p.classes % kWidth<A> == 0;
-  return whole ? run<A, kWidth<A>>(p, back, stream) : run<A, 1>(p, back, stream);
+  const bool whole = aligned(p.x) && aligned(p.dx) && aligned(p.dtarget) && aligned(p.weight) && p.classes % kRowWidth<A> == 0;
+  return whole ? run<A, kRowWidth<A>>(p, back, stream) : run<A, 1>(p, back, stream);
 }
 
 /// What both directions are handed; false if it does not fit.

@@ -263,7 +263,8 @@ template <class T> struct Parameters : OneByOne<Parameters<T>> {
   }
 };
 
-bool in_registers(int64_t n) { return n <= 512 * kKeep; }
+/// Do registers hold a row? Rows that are read one by one are seldom long, f64 seldom asked for: they have fewer kernels.
+template <class T, int V> bool in_registers(int64_t n) { return sizeof(T) < 8 && n <= (V > 1 ? 512 : 32) * kKeep; }
 /// Blocks of the backward: 16 warps a multiprocessor, each with rows enough to be worth a share.
 int64_t backward_blocks(int64_t rows, int64_t n) {
   const int64_t at_once = n <= 32 * kKeep ? 8 : 1, most = n <= 32 * kKeep || n > 128 * kKeep ? 2 * 132 : 4 * 132;
@@ -280,40 +281,89 @@ template <class T> FoldPlan parameters_plan(const smalti_view& x, const void* pa
 template <class T, int V> int forward(const Forward<T>& p, void* stream) {
   int rc = 0;
   const int smem = 32 * sizeof(Acc<T>);
-  if (p.n <= 32 * kKeep) {
-    auto kernel = layer_norm_rows<T, V, 32>;
-    LAUNCH(rc, kernel, row_grid<32>(p.rows), dim3(256), smem, stream, p);
-  } else if (p.n <= 128 * kKeep) {
-    auto kernel = layer_norm_rows<T, V, 128>;
-    LAUNCH(rc, kernel, row_grid<128>(p.rows), dim3(128), smem, stream, p);
-  } else if (in_registers(p.n)) {
-    auto kernel = layer_norm_rows<T, V, 512>;
-    LAUNCH(rc, kernel, row_grid<512>(p.rows), dim3(512), smem, stream, p);
-  } else {
-    auto kernel = layer_norm_long_rows<T, V>;
-    LAUNCH(rc, kernel, row_grid<kStream>(p.rows), dim3(kStream), smem, stream, p);
+  if constexpr (sizeof(T) < 8) {
+    if (p.n <= 32 * kKeep) {
+      auto kernel = layer_norm_rows<T, V, 32>;
+      LAUNCH(rc, kernel, row_grid<32>(p.rows), dim3(256), smem, stream, p);
+      return rc;
+    }
   }
+  if constexpr (V > 1) {
+    if (p.n <= 128 * kKeep) {
+      auto kernel = layer_norm_rows<T, V, 128>;
+      LAUNCH(rc, kernel, row_grid<128>(p.rows), dim3(128), smem, stream, p);
+      return rc;
+    }
+    if (in_registers<T, V>(p.n)) {
+      auto kernel = layer_norm_rows<T, V, 512>;
+      LAUNCH(rc, kernel, row_grid<512>(p.rows), dim3(512), smem, stream, p);
+      return rc;
+    }
+  }
+  auto kernel = layer_norm_long_rows<T, V>;
+  LAUNCH(rc, kernel, row_grid<kStream>(p.rows), dim3(kStream), smem, stream, p);
   return rc;
 }
 
-template <class T, int V> int backward(const Backward<T>& p, void* stream) {
+template <class T, int V> int backward_rows(const Backward<T>& p, void* stream) {
   using A = Acc<T>;
   int rc = 0;
   const dim3 blocks((unsigned)backward_blocks(p.rows, p.n));
-  if (p.n <= 32 * kKeep) {
-    auto kernel = layer_norm_rows_backward<T, V, 32>;
-    LAUNCH(rc, kernel, blocks, dim3(256), (p.shares ? 16 * p.n : 0) * sizeof(A), stream, p);
-  } else if (p.n <= 128 * kKeep) {
-    auto kernel = layer_norm_rows_backward<T, V, 128>;
-    LAUNCH(rc, kernel, blocks, dim3(128), 32 * sizeof(A), stream, p);
-  } else if (in_registers(p.n)) {
-    auto kernel = layer_norm_rows_backward<T, V, 512>;
-    LAUNCH(rc, kernel, blocks, dim3(512), 32 * sizeof(A), stream, p);
-  } else if (p.dx) {
-    auto kernel = layer_norm_long_rows_backward<T, V>;
-    LAUNCH(rc, kernel, row_grid<kStream>(p.rows), dim3(kStream), 32 * sizeof(A), stream, p);
+  if constexpr (sizeof(T) < 8) {
+    if (p.n <= 32 * kKeep) {
+      auto kernel = layer_norm_rows_backward<T, V, 32>;
+      LAUNCH(rc, kernel, blocks, dim3(256), (p.shares ? 16 * p.n : 0) * sizeof(A), stream, p);
+      return rc;
+    }
   }
+  if constexpr (V > 1) {
+    if (p.n <= 128 * kKeep) {
+      auto kernel = layer_norm_rows_backward<T, V, 128>;
+      LAUNCH(rc, kernel, blocks, dim3(128), 32 * sizeof(A), stream, p);
+      return rc;
+    }
+    if (in_registers<T, V>(p.n)) {
+      auto kernel = layer_norm_rows_backward<T, V, 512>;
+      LAUNCH(rc, kernel, blocks, dim3(512), 32 * sizeof(A), stream, p);
+      return rc;
+    }
+  }
+  if (!p.dx) return rc;
+  auto kernel = layer_norm_long_rows_backward<T, V>;
+  LAUNCH(rc, kernel, row_grid<kStream>(p.rows), dim3(kStream), 32 * sizeof(A), stream, p);
   return rc;
+}
+
+/// dx, and the parameters' gradients by the blocks' shares or by a fold.
+template <class T, int V>
+int backward(Backward<T> p, const smalti_view& x, Acc<T>* dweight, Acc<T>* dbias, void* workspace, void* stream) {
+  using A = Acc<T>;
+  const bool affine = dweight || dbias, shares = affine && in_registers<T, V>(p.n);
+  if (shares && !workspace) return kInvalid;
+  p.shares = shares ? (A*)workspace : nullptr;
+  const int rc = backward_rows<T, V>(p, stream);
+  if (rc || !affine) return rc;
+  if (shares) {
+    Shares<A> f{};
+    f.x = p.shares;
+    f.dweight = dweight;
+    f.dbias = dbias;
+    f.width = p.n;
+    const smalti_view in = matrix(p.shares, SMALTI_F32, backward_blocks(p.rows, p.n), 2 * p.n), out = matrix(nullptr, SMALTI_F32, 1, 2 * p.n);
+    FoldPlan plan;
+    plan_fold(in, out, kFoldWidth<A>, plan);
+    plan.chunk = plan.n;
+    plan.chunks = 1;
+    return launch_fold<kFoldWidth<A>>(f, plan, nullptr, stream);
+  }
+  Parameters<T> f{};
+  f.x = p.x;
+  f.dy = p.dy;
+  f.mean = p.mean;
+  f.rstd = p.rstd;
+  f.dweight = dweight;
+  f.dbias = dbias;
+  return launch_fold<kFoldWidth<T>>(f, parameters_plan<T>(x, p.dy), workspace, stream);
 }
 
 }  // namespace
@@ -338,7 +388,7 @@ extern "C" int32_t smalti_layer_norm_forward(const smalti_view* x, const smalti_
     const Forward<T> p{(const T*)x->ptr,   pointer<const T>(residual), pointer<const A>(weight), pointer<const A>(bias), (T*)y->ptr,
                        pointer<T>(sum), pointer<A>(mean),           (A*)rstd->ptr,            (A)eps,                 rows,
                        n};
-    return whole && n % kWidth<T> == 0 ? forward<T, kWidth<T>>(p, stream) : forward<T, 1>(p, stream);
+    return whole && n % kRowWidth<T> == 0 ? forward<T, kRowWidth<T>>(p, stream) : forward<T, 1>(p, stream);
   });
   return 0;
 }
@@ -346,10 +396,12 @@ extern "C" int32_t smalti_layer_norm_forward(const smalti_view* x, const smalti_
 extern "C" int64_t smalti_layer_norm_backward_workspace(const smalti_view* x, int32_t affine) {
   if (x->rank != 2 || x->dtype > SMALTI_F64) return -1;
   if (!affine) return 0;
-  const int64_t rows = x->shape[0], n = x->shape[1], size = x->dtype == SMALTI_F64 ? 8 : 4;
-  if (in_registers(n)) return backward_blocks(rows, n) * 2 * n * size;
-  // Where only dy is not aligned, elements are read one by one, in fewer chunks.
-  DISPATCH_FLOAT(x->dtype, T, return fold_workspace<Parameters<T>>(parameters_plan<T>(*x, nullptr)));
+  // Which way is taken, and in how many chunks, depends on the other tensors' alignment too: room for either.
+  const int64_t rows = x->shape[0], n = x->shape[1], shares = n <= 512 * kKeep ? backward_blocks(rows, n) * 2 * n * 4 : 0;
+  DISPATCH_FLOAT(x->dtype, T, {
+    const int64_t fold = fold_workspace<Parameters<T>>(parameters_plan<T>(*x, nullptr));
+    return fold > shares ? fold : shares;
+  });
   return -1;
 }
 
@@ -363,40 +415,16 @@ extern "C" int32_t smalti_layer_norm_backward(const smalti_view* x, const smalti
   if ((dx && !is_like(dx, *x)) || (pending && !is_like(pending, *x))) return kInvalid;
   if (!is_vector_or_null(weight, n, wide) || !is_vector_or_null(dweight, n, wide) || !is_vector_or_null(dbias, n, wide)) return kInvalid;
   if (!is_vector_or_null(mean, rows, wide) || !is_vector(rstd, rows, wide)) return kInvalid;
-  const bool affine = dweight || dbias;
-  if (n == 0 || (rows == 0 && !affine)) return 0;
+  if (n == 0 || (rows == 0 && !dweight && !dbias)) return 0;
   const bool whole = aligned(x->ptr) && aligned(dy->ptr) && aligned(pointer<void>(pending)) && aligned(pointer<void>(dx)) &&
                      aligned(pointer<void>(weight));
   DISPATCH_FLOAT(x->dtype, T, {
     using A = Acc<T>;
-    Backward<T> p{(const T*)x->ptr, (const T*)dy->ptr, pointer<const T>(pending), pointer<const A>(weight), pointer<const A>(mean),
-                  (const A*)rstd->ptr, pointer<T>(dx), nullptr, rows, n};
-    const bool shares = affine && in_registers(n);
-    if (shares && !workspace) return kInvalid;
-    p.shares = shares ? (A*)workspace : nullptr;
-    int rc = whole && n % kWidth<T> == 0 ? backward<T, kWidth<T>>(p, stream) : backward<T, 1>(p, stream);
-    if (rc || !affine) return rc;
-    if (shares) {
-      Shares<A> f{};
-      f.x = p.shares;
-      f.dweight = pointer<A>(dweight);
-      f.dbias = pointer<A>(dbias);
-      f.width = n;
-      const smalti_view in = matrix(p.shares, wide, backward_blocks(rows, n), 2 * n), out = matrix(nullptr, wide, 1, 2 * n);
-      FoldPlan plan;
-      plan_fold(in, out, kFoldWidth<A>, plan);
-      plan.chunk = plan.n;
-      plan.chunks = 1;
-      return launch_fold<kFoldWidth<A>>(f, plan, nullptr, stream);
-    }
-    Parameters<T> f{};
-    f.x = p.x;
-    f.dy = p.dy;
-    f.mean = p.mean;
-    f.rstd = p.rstd;
-    f.dweight = pointer<A>(dweight);
-    f.dbias = pointer<A>(dbias);
-    return launch_fold<kFoldWidth<T>>(f, parameters_plan<T>(*x, dy->ptr), workspace, stream);
+    const Backward<T> p{(const T*)x->ptr, (const T*)dy->ptr, pointer<const T>(pending), pointer<const A>(weight), pointer<const A>(mean),
+                        (const A*)rstd->ptr, pointer<T>(dx), nullptr, rows, n};
+    A *dw = pointer<A>(dweight), *db = pointer<A>(dbias);
+    return whole && n % kRowWidth<T> == 0 ? backward<T, kRowWidth<T>>(p, *x, dw, db, workspace, stream)
+                                          : backward<T, 1>(p, *x, dw, db, workspace, stream);
   });
   return 0;
 }

@@ -91,7 +91,7 @@ int normalize(const smalti_view& x, const smalti_view* dy, const smalti_view* y,
   DISPATCH_FLOAT(x.dtype, T, {
     using A = Acc<T>;
     const Problem<T> p{(const T*)x.ptr, pointer<const T>(dy), (T*)y->ptr, (A*)norm->ptr, x.shape[0], x.shape[1], (A)power, (A)eps};
-    return whole && p.n % kWidth<T> == 0 ? run<T, kWidth<T>>(p, stream) : run<T, 1>(p, stream);
+    return whole && p.n % kRowWidth<T> == 0 ? run<T, kRowWidth<T>>(p, stream) : run<T, 1>(p, stream);
   });
   return 0;
 }
