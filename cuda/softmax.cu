@@ -3,7 +3,7 @@
 // Where the dimension is the innermost in memory, a group of threads holds a row in registers (16 numbers a
 // thread): each element is read once and written once. Longer rows are read twice, the second time from the L2
 // cache. Elsewhere a thread has a column, and neighbours have neighbouring columns.
-#include "common/rows.cuh"
+#include "common/online.cuh"
 
 namespace smalti {
 namespace {
@@ -17,27 +17,6 @@ template <int N> struct Rows {
   int64_t count, n, step[N];
 };
 
-/// A running maximum and the sum of e^(x - maximum). A maximum of -infinity, that of nothing, is taken for 0, so
-/// that no infinity - infinity spoils the sum.
-template <class A> struct Online {
-  A max, sum;
-  DEV static Online none() { return {-infinity<A>(), A(0)}; }
-  DEV static A shift(A m) { return m == -infinity<A>() ? A(0) : m; }
-  DEV void take(A v) {
-    if (v > max) {
-      sum = sum * exp_of(shift(max) - v) + A(1);
-      max = v;
-      if (v == infinity<A>()) sum = v - v;  // NaN, as e^(inf - inf) is
-    } else {
-      sum += exp_of(v - shift(max));
-    }
-  }
-  DEV void join(const Online& o) {
-    const A m = o.max > max ? o.max : max, s = shift(m);
-    sum = sum * exp_of(shift(max) - s) + o.sum * exp_of(shift(o.max) - s);
-    max = m;
-  }
-};
 /// Over the block, known to all threads.
 template <class A> DEV Online<A> block_online(Online<A> v, Online<A>* scratch) {
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;

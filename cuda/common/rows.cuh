@@ -16,11 +16,13 @@ template <> struct Number<f16> { using type = float; };
 template <> struct Number<double> { using type = double; };
 template <class T> using Num = typename Number<T>::type;
 
-/// A loop that stays one: unrolling it would only make code.
+/// A loop that stays one, and a function that is called: unrolled and inlined they would only make code.
 #if defined(__CUDACC__)
 #define ROLLED _Pragma("unroll 1")
+#define APART static __device__ __noinline__
 #else
 #define ROLLED
+#define APART inline
 #endif
 
 /// Elements of a 16-byte access.
@@ -41,16 +43,17 @@ template <class T, int V> DEV void store(T* p, const Num<T> (&v)[V]) {
 }
 inline bool aligned(const void* p, size_t bytes = 16) { return (uintptr_t)p % bytes == 0; }
 
+// Powers, and all of f64, are seldom asked for: calls keep the kernels small.
 DEV float exp_of(float x) { return expf(x); }
-DEV double exp_of(double x) { return exp(x); }
+APART double exp_of(double x) { return exp(x); }
 DEV float log_of(float x) { return logf(x); }
-DEV double log_of(double x) { return log(x); }
+APART double log_of(double x) { return log(x); }
 DEV float sqrt_of(float x) { return sqrtf(x); }
 DEV double sqrt_of(double x) { return sqrt(x); }
 DEV float abs_of(float x) { return fabsf(x); }
 DEV double abs_of(double x) { return fabs(x); }
-DEV float pow_of(float x, float p) { return powf(x, p); }
-DEV double pow_of(double x, double p) { return pow(x, p); }
+APART float pow_of(float x, float p) { return powf(x, p); }
+APART double pow_of(double x, double p) { return pow(x, p); }
 DEV float fma_of(float a, float b, float c) { return fmaf(a, b, c); }
 DEV double fma_of(double a, double b, double c) { return fma(a, b, c); }
 template <class A> DEV A infinity();

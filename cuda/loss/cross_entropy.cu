@@ -1,6 +1,6 @@
 // Cross-entropy of logits, fused with the softmax, and negative log-likelihood. Logits are read once for maximum and
 // log-sum (and once more, from the cache, where the whole target counts); the backward writes dx in one pass.
-#include "../common/rows.cuh"
+#include "../common/online.cuh"
 
 namespace smalti {
 namespace {
@@ -26,34 +26,21 @@ template <class A> struct Problem {
   DEV bool valid(int64_t label) const { return label >= 0 && label < classes; }
 };
 
-/// A running maximum and the sum of e^(x - maximum).
-template <class A> struct State { A max, sum; };
-template <class A> DEV void take(State<A>& s, A v) {
-  if (v > s.max) {
-    s.sum = s.sum * exp_of((s.max == -infinity<A>() ? A(0) : s.max) - v) + A(1);
-    s.max = v;
-    if (v == infinity<A>()) s.sum = v - v;  // NaN, as e^(inf - inf) is
-  } else {
-    s.sum += exp_of(v - (s.max == -infinity<A>() ? A(0) : s.max));
-  }
-}
-
 template <class A, int V, int G> __global__ void __launch_bounds__(kBlock<G>) cross_entropy_forward(Problem<A> p) {
   DYN_SMEM(raw);
   A* scratch = reinterpret_cast<A*>(raw);
   const int tid = threadIdx.x, t = G == 32 ? tid & 31 : tid;
   for (int64_t row = first_row<G>(tid); row < p.rows; row += row_step<G>()) {
     const A* x = p.x + row * p.classes;
-    State<A> s{-infinity<A>(), A(0)};
+    auto s = Online<A>::none();
     for (int64_t c = (int64_t)t * V; c < p.classes; c += G * V) {
       A v[V];
       load<A, V>(x + c, v);
-      UNROLL for (int j = 0; j < V; j++) take(s, v[j]);
+      UNROLL for (int j = 0; j < V; j++) s.take(v[j]);
     }
-    const A max = group_max<G>(s.max, scratch), base = max == -infinity<A>() ? A(0) : max;
-    // A thread that saw nothing, or nothing finite, has the maximum -infinity and adds 0 (or its NaN).
-    const A log_sum = log_of(group_sum<G>(s.sum * exp_of((s.max == -infinity<A>() ? base : s.max) - base), scratch)) +
-                      (max == -infinity<A>() ? max - max : A(0));
+    const A max = group_max<G>(s.max, scratch);
+    const A sum = group_sum<G>(s.sum * Online<A>::factor(s.max, max), scratch);
+    const A log_sum = log_of(sum) + (max == -infinity<A>() ? max - max : A(0));  // of nothing finite: NaN
     // Differences to the maximum first: the log-sum-exp of large logits has no digits to spare.
     A loss = 0, share = 1;
     const int64_t label = p.labels ? p.labels[row] : 0;

@@ -5,7 +5,7 @@ namespace smalti {
 namespace {
 
 DEV float log1p_of(float x) { return log1pf(x); }
-DEV double log1p_of(double x) { return log1p(x); }
+APART double log1p_of(double x) { return log1p(x); }
 template <class A> DEV A sign(A x) { return x > A(0) ? A(1) : x < A(0) ? A(-1) : A(0) * x; }
 
 /// The loss `kind` of src/ops/loss/pointwise.rs.

@@ -9,9 +9,9 @@ namespace {
 using Vec = std::vector<double>;
 template <class T> double precise() { return std::is_same<T, double>::value ? 1e-13 : 3e-6; }
 
-template <class A> void cross_entropy(int64_t rows, int64_t classes, bool weighted, double smoothing, bool soft, bool each) {
+template <class A> void cross_entropy(int64_t rows, int64_t classes, bool weighted, double smoothing, bool soft, bool each, double size = 3) {
   const size_t n = (size_t)(rows * classes), r = (size_t)rows;
-  const auto hx = test::randn<A>(n, 1, 3), hg = test::randn<A>(r, 2);
+  const auto hx = test::randn<A>(n, 1, size), hg = test::randn<A>(r, 2);
   auto ht = test::randn<A>(n, 3), hw = test::randn<A>((size_t)classes, 4);
   for (auto& t : ht) t = std::fabs(t);
   for (auto& w : hw) w = std::fabs(w);
@@ -61,6 +61,7 @@ template <class A> void cross_entropies() {
       cross_entropy<A>(5, 64, false, smoothing, soft, false);
       cross_entropy<A>(3, 1500, true, smoothing, soft, false);
       cross_entropy<A>(2, 1031, false, smoothing, soft, true);
+      cross_entropy<A>(4, 37, false, smoothing, soft, true, 300);
     }
 }
 

@@ -208,6 +208,18 @@ TEST(reduce_positions) {
   }
 }
 
+TEST(reduce_logsumexp_of_large_numbers) {
+  for (int64_t n : {5, 40, 9000}) {
+    auto host = test::randn<float>((size_t)n, 4, 30);
+    for (float& v : host) v -= 400;
+    Dev<float> x(host);
+    double sum = 0;
+    for (float v : host) sum += std::exp((double)v + 400);
+    const auto y = reduce<float, float>(SMALTI_LOGSUMEXP, test::view(x, {1, n}), {1, 1}, 0);
+    test::check_close("logsumexp", y, {std::log(sum) - 400}, 1e-6);
+  }
+}
+
 TEST(reduce_logsumexp_edges) {
   const float inf = INFINITY;
   std::vector<float> host{-inf, -inf, -inf, 1, -inf, 2, inf, 1, -inf, NAN, 1, -inf, 1000, 1000, 1000};

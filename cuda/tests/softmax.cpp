@@ -38,10 +38,10 @@ void backward_f64(const smalti_view& v, int dim, bool log, const std::vector<dou
   });
 }
 
-template <class T> void run(const Case& c, double tolerance) {
+template <class T> void run(const Case& c, double tolerance, double size = 3) {
   size_t n = 1;
   for (auto s : c.shape) n *= (size_t)s;
-  const auto hx = test::randn<T>(n, 1, 3), hg = test::randn<T>(n, 2);
+  const auto hx = test::randn<T>(n, 1, size), hg = test::randn<T>(n, 2);
   Dev<T> x(hx), y(n), g(hg), dx(n);
   const smalti_view xv = view_of(c, test::view(x, c.shape)), yv = view_of(c, test::view(y, c.shape)), gv = view_of(c, test::view(g, c.shape)),
                     dv = view_of(c, test::view(dx, c.shape));
@@ -73,6 +73,7 @@ const Case kCases[] = {
 }  // namespace
 
 TEST(softmax_f32) { for (auto& c : kCases) run<float>(c, 1e-6); }
+TEST(softmax_large_numbers) { for (auto& c : kCases) run<float>(c, 1e-6, 300); }
 TEST(softmax_f64) { for (auto& c : kCases) run<double>(c, 1e-14); }
 // One rounding of the result: half a unit in the last place of numbers of the result's size.
 TEST(softmax_bf16) { for (auto& c : kCases) run<bf16>(c, 1.0 / 256); }

@@ -42,6 +42,12 @@ impl Axis {
         t.detach().permute(&self.order[..])?.contiguous()
     }
 
+    /// The strides of a dense tensor in this order.
+    #[cfg(gpu)]
+    pub fn strides(&self) -> crate::shape::Strides {
+        dense_strides(&self.shape, &self.order)
+    }
+
     /// A tensor of the shape out of elements in this order.
     pub fn tensor<T: Element>(&self, values: CpuVec<T>, op: &'static str) -> Tensor {
         debug_assert_eq!(values.len(), count(&self.shape));

@@ -136,6 +136,11 @@ pub(super) fn pool(device: usize) -> u64 {
     CAPTURE.with_borrow(|c| c.as_ref().filter(|c| c.device == device).map_or(memory::COMMON, |c| c.pool))
 }
 
+/// Does this thread record a graph, so that nothing can be read?
+pub(crate) fn is_recording() -> bool {
+    CAPTURES.load(Ordering::Acquire) > 0 && CAPTURE.with_borrow(Option::is_some)
+}
+
 /// To be called for every tensor that a kernel reads or writes: a graph watches over what is not its own.
 pub(crate) fn touch(t: &Tensor) {
     if CAPTURES.load(Ordering::Acquire) > 0

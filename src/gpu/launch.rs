@@ -60,24 +60,46 @@ pub(crate) fn launch<const N: usize>(
     tensors: [&Tensor; N],
     f: impl FnOnce([sys::smalti_view; N], *mut c_void) -> i32,
 ) -> Result<()> {
-    let device = tensors[0].device();
+    launch_some(op, tensors.map(Some), |views, stream| f(views.map(|v| unsafe { *v }), stream))
+}
+
+/// The same with tensors that may be missing, whose views are null. The first is there.
+#[track_caller]
+pub(crate) fn launch_some<const N: usize>(
+    op: &'static str,
+    tensors: [Option<&Tensor>; N],
+    f: impl FnOnce([*const sys::smalti_view; N], *mut c_void) -> i32,
+) -> Result<()> {
+    let device = tensors[0].map_or(Device::Cpu, Tensor::device);
     let Device::Cuda(index) = device else {
         return Err(Error::op(op, format!("a tensor is on {device}, its kernel is on a GPU")));
     };
-    let mut views = Vec::with_capacity(N);
-    for t in tensors {
-        graph::touch(t);
-        views.push(view(op, t, device)?);
+    let mut views = [const { None }; N];
+    for (view_of, t) in views.iter_mut().zip(tensors) {
+        if let Some(t) = t {
+            graph::touch(t);
+            *view_of = Some(view(op, t, device)?);
+        }
     }
     graph::enter(index)?;
     let stream = driver::stream(index)?;
-    match f(std::array::from_fn(|i| views[i]), stream) {
+    match f(std::array::from_fn(|i| views[i].as_ref().map_or(std::ptr::null(), std::ptr::from_ref)), stream) {
         0 => Ok(()),
         code => {
             let text = unsafe { CStr::from_ptr(sys::smalti_status(code)) }.to_string_lossy().into_owned();
-            let shapes: Vec<String> =
-                tensors.iter().map(|t| format!("{} {:?}", t.dtype(), t.shape())).collect();
+            let there = tensors.iter().flatten();
+            let shapes: Vec<String> = there.map(|t| format!("{} {:?}", t.dtype(), t.shape())).collect();
             Err(Error::op(op, format!("kernel: {text} ({})", shapes.join(", "))))
         }
+    }
+}
+
+/// Memory of `bytes` for a kernel on the GPU of `like`, as its launcher asked for (-1: it refuses what it is handed).
+/// It may be dropped while the kernel still runs: the stream keeps the order.
+#[track_caller]
+pub(crate) fn workspace(op: &'static str, like: &Tensor, bytes: i64) -> Result<Tensor> {
+    match usize::try_from(bytes) {
+        Ok(bytes) => empty(like, &[bytes], DType::U8, op),
+        Err(_) => Err(Error::op(op, format!("no kernel for {} {:?}", like.dtype(), like.shape()))),
     }
 }

@@ -14,12 +14,12 @@ mod product;
 #[allow(unused_imports)]
 pub(crate) use bindings as sys;
 pub(crate) use driver::{Convolution, Image, open};
-#[allow(unused_imports)]
-pub(crate) use graph::touch;
 pub use graph::{Event, Graph, Range, range, refill};
+#[allow(unused_imports)]
+pub(crate) use graph::{is_recording, touch};
 pub(crate) use host::{Upload, enter_host, is_on_host, leave_host, on_gpu, upload_fields};
 pub use host::{host_operations, reset_host_operations};
-pub(crate) use launch::{empty, empty_strided, launch};
+pub(crate) use launch::{empty, empty_strided, launch, launch_some, workspace};
 pub(crate) use memory::Buffer;
 pub use memory::{stats, synchronize, trim};
 pub(crate) use product::{Besides, convolve, product};

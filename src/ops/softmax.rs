@@ -36,7 +36,12 @@ const fn name(log: bool) -> &'static str {
 #[track_caller]
 fn apply<const LOG: bool>(x: &Tensor, dim: usize) -> Result<Tensor> {
     let op = name(LOG);
-    let y = on_device!(x, op, for_float!(x.dtype(), op, T => cpu::forward::<T, LOG>(x, dim)))?;
+    let y = on_device!(
+        x,
+        op,
+        for_float!(x.dtype(), op, T => cpu::forward::<T, LOG>(x, dim)),
+        gpu::forward::<LOG>(x, dim)
+    )?;
     let saved = y.clone();
     y.record([x], Softmax::<LOG> { y: saved, dim })
 }
@@ -54,7 +59,8 @@ impl<const LOG: bool> Backward for Softmax<LOG> {
         let dx = on_device!(
             grad,
             Self::NAME,
-            for_float!(grad.dtype(), Self::NAME, T => cpu::backward::<T, LOG>(&self.y, grad, self.dim))
+            for_float!(grad.dtype(), Self::NAME, T => cpu::backward::<T, LOG>(&self.y, grad, self.dim)),
+            gpu::backward::<LOG>(&self.y, grad, self.dim)
         )?;
         Ok(smallvec![Some(dx)])
     }
@@ -253,6 +259,36 @@ mod cpu {
     #[inline(always)]
     fn slope<T: Float, const LOG: bool>(y: T, g: T, sum: T::Acc) -> T {
         T::store(if LOG { g.acc() - y.acc().exp() * sum } else { y.acc() * (g.acc() - sum) })
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        cpu::axis::Axis,
+        gpu::{self, sys},
+    };
+
+    #[track_caller]
+    pub fn forward<const LOG: bool>(x: &Tensor, dim: usize) -> Result<Tensor> {
+        let op = name(LOG);
+        crate::ensure!(x.dtype().is_float(), op, "needs a float tensor, got {}", x.dtype());
+        let y = gpu::empty_strided(x, x.shape(), Axis::of(x, dim).strides(), x.dtype(), op)?;
+        gpu::launch(op, [x, &y], |[x, y], stream| unsafe {
+            sys::smalti_softmax_forward(&x, &y, dim as i32, i32::from(LOG), stream)
+        })?;
+        Ok(y)
+    }
+
+    #[track_caller]
+    pub fn backward<const LOG: bool>(y: &Tensor, grad: &Tensor, dim: usize) -> Result<Tensor> {
+        let op = name(LOG);
+        let dx = gpu::empty_strided(y, y.shape(), Axis::of(y, dim).strides(), y.dtype(), op)?;
+        gpu::launch(op, [y, grad, &dx], |[y, grad, dx], stream| unsafe {
+            sys::smalti_softmax_backward(&y, &grad, &dx, dim as i32, i32::from(LOG), stream)
+        })?;
+        Ok(dx)
     }
 }
 

@@ -60,8 +60,12 @@ impl Tensor {
         let x = layout.matrix(&logits)?;
         let (ignore_index, reduction) = (options.ignore_index, options.reduction);
         let saved = Saved { x, rows, weight, layout, ignore_index, smoothing, reduction };
-        let (y, state) =
-            on_device!(logits, OP, for_real!(logits.dtype(), OP, T => Ok(cpu::forward::<T>(&saved))))?;
+        let (y, state) = on_device!(
+            logits,
+            OP,
+            for_real!(logits.dtype(), OP, T => Ok(cpu::forward::<T>(&saved))),
+            gpu::forward(&saved)
+        )?;
         y.record([&logits, &target], Rule { saved, state })?.to_dtype(dtype)
     }
 }
@@ -79,11 +83,11 @@ struct Saved {
     reduction: Reduction,
 }
 
-/// What the forward found: maximum and log-sum of each row, and the divisor of the mean.
+/// What the forward found: maximum and log-sum of each row, and the divisor, a scalar.
 struct State {
     max: Tensor,
     log_sum: Tensor,
-    divisor: f64,
+    divisor: Tensor,
 }
 #[cfg(gpu)]
 crate::gpu::upload_fields!(State { max, log_sum, divisor });
@@ -104,7 +108,8 @@ impl Backward for Rule {
         let [dx, dt] = on_device!(
             grad,
             Self::NAME,
-            for_real!(grad.dtype(), Self::NAME, T => Ok(cpu::backward::<T>(self, &grad, needs)))
+            for_real!(grad.dtype(), Self::NAME, T => Ok(cpu::backward::<T>(self, &grad, needs))),
+            gpu::backward(self, &grad, needs)
         )?;
         let restore = |t: Option<Tensor>| t.map(|t| layout.restore(t)).transpose();
         Ok(smallvec![restore(dx)?, restore(dt)?])
@@ -265,13 +270,14 @@ mod cpu {
             _ => Tensor::from_cpu(CpuVec::from_slice(&[total(&losses) / divisor]), (), OP),
         };
         let [max, log_sum] = [max, log_sum].map(|v| Tensor::from_cpu(v, p.rows, OP));
-        (y, State { max, log_sum, divisor: divisor.to_f64() })
+        let divisor = Tensor::from_cpu(CpuVec::from_slice(&[divisor]), (), OP);
+        (y, State { max, log_sum, divisor })
     }
 
     pub fn backward<R: Real>(rule: &Rule, grad: &Tensor, needs: [bool; 2]) -> [Option<Tensor>; 2] {
         let (p, grads) = (Problem::<R>::of(&rule.saved), grad.cpu_slice::<R>());
         let (max, log_sum) = (rule.state.max.cpu_slice::<R>(), rule.state.log_sum.cpu_slice::<R>());
-        let divisor = R::of(rule.state.divisor);
+        let divisor = rule.state.divisor.cpu_slice::<R>()[0];
         let each = rule.saved.reduction == Reduction::None;
         let mut out = needs.map(|needed| CpuVec::<R>::new(if needed { p.x.len() } else { 0 }));
         let [dx, dt] = out.each_mut().map(|o| SharedMut::new(o));
@@ -299,6 +305,90 @@ mod cpu {
         let [dx, dt] = out;
         let shape = [p.rows, p.classes];
         [needs[0].then(|| Tensor::from_cpu(dx, shape, OP)), needs[1].then(|| Tensor::from_cpu(dt, shape, OP))]
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        gpu::{self, sys},
+        ops::reduce::gpu::total,
+    };
+
+    #[track_caller]
+    pub fn forward(saved: &Saved) -> Result<(Tensor, State)> {
+        let x = saved.x.reshape([saved.layout.rows, saved.layout.classes])?;
+        let target = target(saved)?;
+        let column = || gpu::empty(&x, &[saved.layout.rows], x.dtype(), OP);
+        let (max, log_sum, losses, shares) = (column()?, column()?, column()?, column()?);
+        gpu::launch_some(
+            OP,
+            [
+                Some(&x),
+                Some(&target),
+                saved.weight.as_ref(),
+                Some(&max),
+                Some(&log_sum),
+                Some(&losses),
+                Some(&shares),
+            ],
+            |[x, t, w, max, log_sum, losses, shares], stream| unsafe {
+                let (ignore, smoothing) = (saved.ignore_index, saved.smoothing);
+                sys::smalti_cross_entropy_forward(
+                    x, t, w, max, log_sum, losses, shares, ignore, smoothing, stream,
+                )
+            },
+        )?;
+        let divisor = total(OP, &shares)?;
+        let y = match saved.reduction {
+            Reduction::None => losses.reshape(saved.layout.row_shape())?,
+            Reduction::Sum => total(OP, &losses)?,
+            Reduction::Mean => total(OP, &losses)?.div(&divisor)?,
+        };
+        Ok((y, State { max, log_sum, divisor }))
+    }
+
+    /// Labels or probabilities, flat.
+    fn target(saved: &Saved) -> Result<Tensor> {
+        match saved.rows.dtype().is_float() {
+            true => saved.rows.reshape([saved.layout.rows, saved.layout.classes]),
+            false => saved.rows.reshape([saved.layout.rows]),
+        }
+    }
+
+    #[track_caller]
+    pub fn backward(rule: &Rule, grad: &Tensor, needs: [bool; 2]) -> Result<[Option<Tensor>; 2]> {
+        let (saved, state) = (&rule.saved, &rule.state);
+        let shape = [saved.layout.rows, saved.layout.classes];
+        let (x, target) = (saved.x.reshape(shape)?, target(saved)?);
+        let grad = match saved.reduction {
+            Reduction::None => grad.reshape([saved.layout.rows])?,
+            _ => grad.reshape(())?,
+        };
+        let made = |needed: bool| needed.then(|| gpu::empty(&x, &shape, x.dtype(), OP)).transpose();
+        let (dx, dt) = (made(needs[0])?, made(needs[1])?);
+        gpu::launch_some(
+            OP,
+            [
+                Some(&x),
+                Some(&target),
+                saved.weight.as_ref(),
+                Some(&state.max),
+                Some(&state.log_sum),
+                Some(&grad),
+                (saved.reduction == Reduction::Mean).then_some(&state.divisor),
+                dx.as_ref(),
+                dt.as_ref(),
+            ],
+            |[x, t, w, max, log_sum, g, divisor, dx, dt], stream| unsafe {
+                let (ignore, smoothing) = (saved.ignore_index, saved.smoothing);
+                sys::smalti_cross_entropy_backward(
+                    x, t, w, max, log_sum, g, divisor, dx, dt, ignore, smoothing, stream,
+                )
+            },
+        )?;
+        Ok([dx, dt])
     }
 }
 

@@ -58,7 +58,12 @@ impl Layout {
         let labels = target.detach().to_dtype(DType::I64)?.contiguous()?;
         let classes = self.classes as i64;
         let wrong = |&y: &i64| y != ignore && !(0..classes).contains(&y);
-        let found = on_device!(labels, op, Ok(labels.cpu_slice::<i64>().iter().copied().find(wrong)))?;
+        let found = on_device!(
+            labels,
+            op,
+            Ok(labels.cpu_slice::<i64>().iter().copied().find(wrong)),
+            gpu::wrong(op, &labels, classes, ignore)
+        )?;
         match found {
             Some(y) => bail!(op, "label {y} is neither one of the {classes} classes nor ignored ({ignore})"),
             None => Ok(labels),
@@ -80,5 +85,25 @@ impl Layout {
             self.classes
         );
         Ok(Some(weight.to_dtype(dtype)?.contiguous()?))
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, sys};
+
+    /// The first wrong label. Sixteen bytes are read back for it; while a graph is recorded nothing can be read, and a
+    /// wrong label makes the loss NaN.
+    pub fn wrong(op: &'static str, labels: &Tensor, classes: i64, ignore: i64) -> Result<Option<i64>> {
+        if gpu::is_recording() {
+            return Ok(None);
+        }
+        let found = gpu::empty(labels, &[2], DType::I64, op)?;
+        gpu::launch(op, [labels, &found], |[labels, found], stream| unsafe {
+            sys::smalti_wrong_label(&labels, &found, classes, ignore, stream)
+        })?;
+        let found = found.to_vec::<i64>()?;
+        Ok((found[0] >= 0).then_some(found[1]))
     }
 }

@@ -20,9 +20,16 @@ impl Tensor {
         let layout = Layout::of(OP, self)?;
         let weight = layout.weight(OP, options.weight.as_ref(), self.dtype())?;
         let labels = layout.labels(OP, target, options.ignore_index)?;
-        let rule = Nll { layout, weight, labels, ignore: options.ignore_index, reduction: options.reduction };
+        let (ignore, reduction) = (options.ignore_index, options.reduction);
+        let mut rule = Nll { layout, weight, labels, ignore, reduction, divisor: None };
         let x = rule.layout.matrix(self)?;
-        let y = on_device!(self, OP, for_float!(self.dtype(), OP, T => Ok(cpu::forward::<T>(&rule, &x))))?;
+        let (y, divisor) = on_device!(
+            self,
+            OP,
+            for_float!(self.dtype(), OP, T => Ok((cpu::forward::<T>(&rule, &x), None))),
+            gpu::forward(&rule, &x)
+        )?;
+        rule.divisor = divisor;
         y.record([self], rule)
     }
 }
@@ -35,6 +42,8 @@ struct Nll {
     labels: Tensor,
     ignore: i64,
     reduction: Reduction,
+    /// That of the mean, where it was computed on a GPU.
+    divisor: Option<Tensor>,
 }
 
 impl Backward for Nll {
@@ -45,7 +54,8 @@ impl Backward for Nll {
         let dx = on_device!(
             grad,
             Self::NAME,
-            for_float!(grad.dtype(), Self::NAME, T => Ok(cpu::backward::<T>(self, &grad)))
+            for_float!(grad.dtype(), Self::NAME, T => Ok(cpu::backward::<T>(self, &grad))),
+            gpu::backward(self, &grad)
         )?;
         Ok(smallvec![Some(self.layout.restore(dx)?)])
     }
@@ -97,6 +107,59 @@ mod cpu {
             }
         }
         Tensor::from_cpu(dx, [rule.layout.rows, rule.layout.classes], OP)
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        gpu::{self, sys},
+        ops::reduce::gpu::total,
+    };
+
+    /// The loss, and the divisor of its mean.
+    #[track_caller]
+    pub fn forward(rule: &Nll, x: &Tensor) -> Result<(Tensor, Option<Tensor>)> {
+        let rows = rule.layout.rows;
+        let column = || gpu::empty(x, &[rows], x.dtype().computed_in(), OP);
+        let (losses, shares) = (column()?, column()?);
+        let (x, labels) = (x.reshape([rows, rule.layout.classes])?, rule.labels.reshape([rows])?);
+        gpu::launch_some(
+            OP,
+            [Some(&x), Some(&labels), rule.weight.as_ref(), Some(&losses), Some(&shares)],
+            |[x, labels, w, losses, shares], stream| unsafe {
+                sys::smalti_nll_forward(x, labels, w, losses, shares, rule.ignore, stream)
+            },
+        )?;
+        let (y, divisor) = match rule.reduction {
+            Reduction::None => (losses.reshape(rule.layout.row_shape())?, None),
+            Reduction::Sum => (total(OP, &losses)?, None),
+            Reduction::Mean => {
+                let divisor = total(OP, &shares)?;
+                (total(OP, &losses)?.div(&divisor)?, Some(divisor))
+            }
+        };
+        Ok((y.to_dtype(x.dtype())?, divisor))
+    }
+
+    #[track_caller]
+    pub fn backward(rule: &Nll, grad: &Tensor) -> Result<Tensor> {
+        let rows = rule.layout.rows;
+        let dx = gpu::empty(grad, &[rows, rule.layout.classes], grad.dtype(), OP)?;
+        let grad = match rule.reduction {
+            Reduction::None => grad.reshape([rows])?,
+            _ => grad.reshape(())?,
+        };
+        let labels = rule.labels.reshape([rows])?;
+        gpu::launch_some(
+            OP,
+            [Some(&labels), rule.weight.as_ref(), Some(&grad), rule.divisor.as_ref(), Some(&dx)],
+            |[labels, w, g, divisor, dx], stream| unsafe {
+                sys::smalti_nll_backward(labels, w, g, divisor, dx, rule.ignore, stream)
+            },
+        )?;
+        Ok(dx)
     }
 }
 

@@ -15,12 +15,16 @@ trait Loss: Copy + Send + Sync + 'static {
     fn f<R: Real>(self, x: R, t: R) -> R;
     /// Derivatives by the prediction and by the target.
     fn df<R: Real>(self, x: R, t: R) -> (R, R);
+    /// Number and parameter of its kernel.
+    #[cfg(gpu)]
+    fn kernel(self) -> (u32, f64);
 }
 
 macro_rules! losses {
     ($($(#[$doc:meta])* $name:ident($($field:ident: $type:ty),*) $struct:ident {
         f: |$s:ident, $x:ident, $t:ident| $f:expr,
-        df: |$sd:ident, $xd:ident, $td:ident| $df:expr $(,)?
+        df: |$sd:ident, $xd:ident, $td:ident| $df:expr,
+        kernel: |$sk:ident| ($kernel:expr, $parameter:expr) $(,)?
     })+) => {
         impl Tensor {$(
             $(#[$doc])*
@@ -42,6 +46,12 @@ macro_rules! losses {
                 fn f<R: Real>(self, $x: R, $t: R) -> R { let $s = self; $f }
                 #[inline(always)]
                 fn df<R: Real>(self, $xd: R, $td: R) -> (R, R) { let $sd = self; $df }
+                #[cfg(gpu)]
+                fn kernel(self) -> (u32, f64) {
+                    use crate::gpu::sys::*;
+                    let $sk = self;
+                    ($kernel, $parameter)
+                }
             }
         )+
     };
@@ -52,12 +62,14 @@ losses! {
     mse_loss() Mse {
         f: |_s, x, t| (x - t) * (x - t),
         df: |_s, x, t| pair(R::of(2.0) * (x - t)),
+        kernel: |_s| (SMALTI_MSE, 0.0),
     }
 
     /// |x - t|; the derivative is 0 where they are equal.
     l1_loss() L1 {
         f: |_s, x, t| (x - t).abs(),
         df: |_s, x, t| pair(sign(x - t)),
+        kernel: |_s| (SMALTI_L1, 0.0),
     }
 
     /// d^2 / (2 beta) where |d| < beta, else |d| - beta / 2, with d = x - t.
@@ -70,6 +82,7 @@ losses! {
             let (d, beta) = (x - t, R::of(s.beta));
             pair(if d.abs() < beta { d / beta } else { sign(d) })
         },
+        kernel: |s| (SMALTI_SMOOTH_L1, s.beta),
     }
 
     /// d^2 / 2 where |d| < delta, else delta * (|d| - delta / 2), with d = x - t.
@@ -82,6 +95,7 @@ losses! {
             let (d, delta) = (x - t, R::of(s.delta));
             pair(if d.abs() < delta { d } else { delta * sign(d) })
         },
+        kernel: |s| (SMALTI_HUBER, s.delta),
     }
 
     /// t * (log t - x) for log-probabilities x and probabilities t (0 log 0 = 0), or e^t * (t - x) if the
@@ -99,6 +113,7 @@ losses! {
         } else {
             (-t, t.ln() + R::ONE - x)
         },
+        kernel: |s| (if s.log_target { SMALTI_KL_DIV_LOG } else { SMALTI_KL_DIV }, 0.0),
     }
 }
 
@@ -115,6 +130,10 @@ impl Loss for Bce {
     #[inline(always)]
     fn df<R: Real>(self, x: R, t: R) -> (R, R) {
         (R::ONE / (R::ONE + (-x).exp()) - t, -x)
+    }
+    #[cfg(gpu)]
+    fn kernel(self) -> (u32, f64) {
+        (crate::gpu::sys::SMALTI_BCE_WITH_LOGITS, 0.0)
     }
 }
 
@@ -202,7 +221,8 @@ fn apply<L: Loss>(loss: L, x: &Tensor, t: &Tensor, reduction: Reduction) -> Resu
         let y = on_device!(
             x,
             L::NAME,
-            for_real!(x.dtype(), L::NAME, R => cpu::forward::<R, L>(loss, x, t, reduction))
+            for_real!(x.dtype(), L::NAME, R => cpu::forward::<R, L>(loss, x, t, reduction)),
+            gpu::forward(loss, x, t, reduction)
         )?;
         y.record([x, t], Pointwise { loss, x: x.detach(), t: t.detach(), reduction })
     })
@@ -223,7 +243,8 @@ impl<L: Loss> Backward for Pointwise<L> {
         let [dx, dt] = on_device!(
             grad,
             Self::NAME,
-            for_real!(grad.dtype(), Self::NAME, R => cpu::backward::<R, L>(self, grad, needs))
+            for_real!(grad.dtype(), Self::NAME, R => cpu::backward::<R, L>(self, grad, needs)),
+            gpu::backward(self, grad, needs)
         )?;
         Ok(smallvec![dx, dt])
     }
@@ -338,6 +359,73 @@ mod cpu {
         let [dx, dt] = out;
         let wrap = |needed: bool, data| needed.then(|| axis.tensor(data, L::NAME));
         Ok([wrap(needs[0], dx), wrap(needs[1], dt)])
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        cpu::axis::Axis,
+        gpu::{self, sys},
+    };
+
+    #[track_caller]
+    pub fn forward<L: Loss>(loss: L, x: &Tensor, t: &Tensor, reduction: Reduction) -> Result<Tensor> {
+        ensure!(x.dtype().is_float(), L::NAME, "needs float tensors, got {}", x.dtype());
+        let axis = Axis::of(x, 0);
+        let (kind, parameter) = loss.kernel();
+        let y = match reduction {
+            Reduction::None => gpu::empty_strided(x, x.shape(), axis.strides(), x.dtype(), L::NAME)?,
+            _ => gpu::empty(x, &[], x.dtype(), L::NAME)?,
+        };
+        let (flat, divisor) = match reduction {
+            Reduction::None => (axis.view(&y)?, 1.0),
+            Reduction::Sum => (y.clone(), 1.0),
+            Reduction::Mean => (y.clone(), x.numel() as f64),
+        };
+        let (x, t) = (axis.view(x)?, axis.view(t)?);
+        let mut bytes = -1;
+        gpu::launch(L::NAME, [&x], |[x], _| {
+            bytes = unsafe { sys::smalti_loss_workspace(&x) };
+            0
+        })?;
+        let space = gpu::workspace(L::NAME, &x, bytes)?;
+        gpu::launch(L::NAME, [&x, &t, &flat, &space], |[x, t, y, space], stream| unsafe {
+            sys::smalti_loss_forward(kind as i32, &x, &t, &y, parameter, divisor, space.ptr, stream)
+        })?;
+        Ok(y)
+    }
+
+    #[track_caller]
+    pub fn backward<L: Loss>(
+        saved: &Pointwise<L>,
+        grad: &Tensor,
+        needs: [bool; 2],
+    ) -> Result<[Option<Tensor>; 2]> {
+        let axis = Axis::of(&saved.x, 0);
+        let (kind, parameter) = saved.loss.kernel();
+        let (x, t) = (axis.view(&saved.x)?, axis.view(&saved.t)?);
+        let (grad, divisor) = match saved.reduction {
+            Reduction::None => (axis.view(grad)?, 1.0),
+            Reduction::Sum => (grad.contiguous()?, 1.0),
+            Reduction::Mean => (grad.contiguous()?, x.numel() as f64),
+        };
+        let shape = saved.x.shape();
+        let made = |needed: bool| {
+            needed.then(|| gpu::empty_strided(&x, shape, axis.strides(), x.dtype(), L::NAME)).transpose()
+        };
+        let slopes = [made(needs[0])?, made(needs[1])?];
+        let [dx, dt] = slopes.each_ref().map(|d| d.as_ref().map(|d| axis.view(d)).transpose());
+        let (dx, dt) = (dx?, dt?);
+        gpu::launch_some(
+            L::NAME,
+            [Some(&x), Some(&t), Some(&grad), dx.as_ref(), dt.as_ref()],
+            |[x, t, g, dx, dt], stream| unsafe {
+                sys::smalti_loss_backward(kind as i32, x, t, g, dx, dt, parameter, divisor, stream)
+            },
+        )?;
+        Ok(slopes)
     }
 }
 

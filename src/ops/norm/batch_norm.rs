@@ -49,30 +49,63 @@ impl Tensor {
         ensure!(!batch || count != 1, OP, "one value a channel has no variance, input {:?}", self.shape());
         let (mean, var) = match (old_mean.as_ref().filter(|_| !batch), old_var.as_ref()) {
             (Some(mean), Some(var)) => (mean.detach(), var.detach()),
-            _ => on_device!(self, OP, for_float!(self.dtype(), OP, T => cpu::statistics::<T>(self)))?,
+            _ => on_device!(
+                self,
+                OP,
+                for_float!(self.dtype(), OP, T => cpu::statistics::<T>(self)),
+                gpu::statistics(self)
+            )?,
         };
-        let moved = match (old_mean, old_var, running) {
-            (Some(m), Some(v), Some(like)) if training => crate::no_grad(|| {
-                let unbiased = var.mul_scalar(count as f64 / (count as f64 - 1.0))?;
-                let step = |old: &Tensor, new: &Tensor, like: &Tensor| {
-                    old.mul_scalar(1.0 - momentum)?.add(&new.mul_scalar(momentum)?)?.to_dtype(like.dtype())
-                };
-                Ok(Some((step(&m.detach(), &mean, like.0)?, step(&v.detach(), &unbiased, like.1)?)))
-            })?,
+        let old = match (&old_mean, &old_var) {
+            (Some(m), Some(v)) if training => Some((m.detach(), v.detach())),
             _ => None,
         };
-        let rstd = crate::no_grad(|| var.add_scalar(eps)?.rsqrt())?;
+        let unbiased = count as f64 / (count as f64 - 1.0);
+        let (rstd, moved) = on_device!(
+            self,
+            OP,
+            advance(&mean, &var, old.as_ref(), eps, momentum, unbiased),
+            gpu::advance(&mean, &var, old.as_ref(), eps, momentum, unbiased)
+        )?;
+        let moved = match (moved, running) {
+            (Some((m, v)), Some(like)) => Some((m.to_dtype(like.0.dtype())?, v.to_dtype(like.1.dtype())?)),
+            _ => None,
+        };
         // An untracked tensor stands for what is not there.
         let inputs = [&weight, &bias].map(|t| t.clone().unwrap_or_else(|| mean.clone()));
         let bias = bias.map(|b| b.detach());
         let rule = BatchNorm { x: self.clone(), mean, rstd, weight: weight.map(|w| w.detach()), batch };
-        let y =
-            on_device!(self, OP, for_float!(self.dtype(), OP, T => cpu::forward::<T>(&rule, bias.as_ref())))?;
+        let y = on_device!(
+            self,
+            OP,
+            for_float!(self.dtype(), OP, T => cpu::forward::<T>(&rule, bias.as_ref())),
+            gpu::forward(&rule, bias.as_ref())
+        )?;
         Ok((y.record([self, &inputs[0], &inputs[1]], rule)?, moved))
     }
 }
 
 const OP: &str = "batch_norm";
+
+/// 1/sqrt(var + eps), and what was, moved towards the batch's mean and unbiased variance.
+fn advance(
+    mean: &Tensor,
+    var: &Tensor,
+    old: Option<&Running<Tensor>>,
+    eps: f64,
+    momentum: f64,
+    unbiased: f64,
+) -> Result<(Tensor, Option<Running<Tensor>>)> {
+    crate::no_grad(|| {
+        let step =
+            |old: &Tensor, new: &Tensor| old.mul_scalar(1.0 - momentum)?.add(&new.mul_scalar(momentum)?);
+        let moved = match old {
+            Some((m, v)) => Some((step(m, mean)?, step(v, &var.mul_scalar(unbiased)?)?)),
+            None => None,
+        };
+        Ok((var.add_scalar(eps)?.rsqrt()?, moved))
+    })
+}
 
 struct BatchNorm {
     x: Tensor,
@@ -92,7 +125,8 @@ impl Backward for BatchNorm {
         let (dx, dw, db) = on_device!(
             grad,
             Self::NAME,
-            for_float!(grad.dtype(), Self::NAME, T => cpu::backward::<T>(self, grad, ctx.needs(0)))
+            for_float!(grad.dtype(), Self::NAME, T => cpu::backward::<T>(self, grad, ctx.needs(0))),
+            gpu::backward(self, grad, ctx.needs(0))
         )?;
         Ok(smallvec![dx, Some(dw), Some(db)])
     }
@@ -308,6 +342,106 @@ mod cpu {
             total
         };
         (total(&parts[0]), total(&parts[1]))
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::{super::images::Images, *};
+    use crate::{
+        gpu::{self, sys},
+        ops::reduce::gpu::fold,
+        shape::Dims,
+    };
+
+    /// Mean and biased variance of each channel.
+    #[track_caller]
+    pub fn statistics(x: &Tensor) -> Result<(Tensor, Tensor)> {
+        let dims: Dims = (0..x.rank()).filter(|&d| d != 1).collect();
+        let (n, channels) = (dims.iter().map(|&d| x.shape()[d]).product::<usize>(), x.shape()[1]);
+        let dtype = Some(x.dtype().computed_in());
+        let (var, mean) = fold(OP, sys::SMALTI_VAR, &x.detach(), &dims, n as f64, dtype)?;
+        let mean = mean.ok_or_else(|| crate::Error::msg("internal: the mean is missing"))?;
+        Ok((mean.reshape([channels])?, var.reshape([channels])?))
+    }
+
+    /// The same as [`super::advance`] in one kernel.
+    #[track_caller]
+    pub fn advance(
+        mean: &Tensor,
+        var: &Tensor,
+        old: Option<&Running<Tensor>>,
+        eps: f64,
+        momentum: f64,
+        unbiased: f64,
+    ) -> Result<(Tensor, Option<Running<Tensor>>)> {
+        let like = || gpu::empty(var, var.shape(), var.dtype(), OP);
+        let rstd = like()?;
+        let moved = if old.is_some() { Some((like()?, like()?)) } else { None };
+        let pair =
+            |t: Option<&Running<Tensor>>| t.map_or((None, None), |(m, v)| (Some(m.clone()), Some(v.clone())));
+        let ((old_mean, old_var), (new_mean, new_var)) = (pair(old), pair(moved.as_ref()));
+        gpu::launch_some(
+            OP,
+            [
+                Some(mean),
+                Some(var),
+                Some(&rstd),
+                old_mean.as_ref(),
+                old_var.as_ref(),
+                new_mean.as_ref(),
+                new_var.as_ref(),
+            ],
+            |[m, v, r, om, ov, nm, nv], stream| unsafe {
+                sys::smalti_batch_norm_statistics(m, v, r, om, ov, nm, nv, eps, momentum, unbiased, stream)
+            },
+        )?;
+        Ok((rstd, moved))
+    }
+
+    #[track_caller]
+    pub fn forward(rule: &BatchNorm, bias: Option<&Tensor>) -> Result<Tensor> {
+        let images = Images::of(&rule.x, false)?;
+        images.forward(OP, &rule.x, [&rule.mean, &rule.rstd], rule.weight.as_ref(), bias, 0)
+    }
+
+    #[track_caller]
+    pub fn backward(
+        rule: &BatchNorm,
+        grad: &Tensor,
+        input: bool,
+    ) -> Result<(Option<Tensor>, Tensor, Tensor)> {
+        let images = Images::of(&rule.x, false)?;
+        let (x, dy) = (images.flat(&rule.x)?, images.flat(grad)?);
+        let dx = input.then(|| images.empty(OP, grad)).transpose()?;
+        let flat_dx = dx.as_ref().map(|dx| images.flat(dx)).transpose()?;
+        let vector = || gpu::empty(grad, rule.rstd.shape(), rule.rstd.dtype(), OP);
+        let (dw, db) = (vector()?, vector()?);
+        let mut bytes = -1;
+        gpu::launch(OP, [&x], |[x], _| {
+            bytes = unsafe { sys::smalti_batch_norm_backward_workspace(&x) };
+            0
+        })?;
+        let space = gpu::workspace(OP, grad, bytes)?;
+        gpu::launch_some(
+            OP,
+            [
+                Some(&x),
+                Some(&dy),
+                Some(&rule.mean),
+                Some(&rule.rstd),
+                rule.weight.as_ref(),
+                flat_dx.as_ref(),
+                Some(&dw),
+                Some(&db),
+                Some(&space),
+            ],
+            |[x, dy, mean, rstd, w, dx, dw, db, space], stream| unsafe {
+                let (batch, space) = (i32::from(rule.batch), (*space).ptr);
+                sys::smalti_batch_norm_backward(x, dy, mean, rstd, w, dx, dw, db, batch, space, stream)
+            },
+        )?;
+        Ok((dx, dw, db))
     }
 }
 

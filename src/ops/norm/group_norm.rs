@@ -49,7 +49,8 @@ impl Tensor {
             OP,
             for_float!(x.dtype(), OP, T => {
                 cpu::forward::<T>(&x, groups, weight.as_ref(), bias.as_ref(), eps)
-            })
+            }),
+            gpu::forward(&x, groups, weight.as_ref(), bias.as_ref(), eps)
         )?;
         y.record([self, &inputs[0], &inputs[1]], GroupNorm { x, mean, rstd, weight, groups })
     }
@@ -84,7 +85,8 @@ impl Backward for GroupNorm {
         let [dx, dw, db] = on_device!(
             grad,
             Self::NAME,
-            for_float!(grad.dtype(), Self::NAME, T => cpu::backward::<T>(self, grad))
+            for_float!(grad.dtype(), Self::NAME, T => cpu::backward::<T>(self, grad)),
+            gpu::backward(self, grad)
         )?;
         Ok(smallvec![Some(dx), Some(dw), Some(db)])
     }
@@ -235,6 +237,76 @@ mod cpu {
             Tensor::from_cpu(total, n, OP)
         });
         Ok([axis.tensor(dx, OP), dw, db])
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::{super::images::Images, *};
+    use crate::{
+        gpu::{self, sys},
+        ops::reduce::gpu::fold,
+    };
+
+    /// The result, and mean and 1/sqrt(var + eps), `[N, groups]`.
+    #[track_caller]
+    pub fn forward(
+        x: &Tensor,
+        groups: usize,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        eps: f64,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        let images = Images::of(x, true)?;
+        let [n, positions, channels, area] = images.shape();
+        let size = channels / groups;
+        let split = images.flat(x)?.reshape([n, positions, groups, size, area])?;
+        let (divisor, dtype) = ((size * images.area()) as f64, x.dtype().computed_in());
+        let (var, mean) = fold(OP, sys::SMALTI_VAR, &split, &[1, 3, 4], divisor, Some(dtype))?;
+        let mean = mean.ok_or_else(|| crate::Error::msg("internal: the mean is missing"))?;
+        let (mean, var) = (mean.reshape([n, groups])?, var.reshape([n, groups])?);
+        let rstd = gpu::empty(x, &[n, groups], dtype, OP)?;
+        gpu::launch(OP, [&mean, &var, &rstd], |[m, v, r], stream| unsafe {
+            let none = std::ptr::null();
+            sys::smalti_batch_norm_statistics(&m, &v, &r, none, none, none, none, eps, 0.0, 1.0, stream)
+        })?;
+        let y = images.forward(OP, x, [&mean, &rstd], weight, bias, groups)?;
+        Ok((y, mean, rstd))
+    }
+
+    /// dx, dweight, dbias.
+    #[track_caller]
+    pub fn backward(rule: &GroupNorm, grad: &Tensor) -> Result<[Tensor; 3]> {
+        let images = Images::of(&rule.x, true)?;
+        let (x, dy) = (images.flat(&rule.x)?, images.flat(grad)?);
+        let dx = images.empty(OP, grad)?;
+        let vector = || gpu::empty(grad, &images.shape()[2..3], rule.rstd.dtype(), OP);
+        let (dw, db, groups) = (vector()?, vector()?, rule.groups as i64);
+        let mut bytes = -1;
+        gpu::launch(OP, [&x], |[x], _| {
+            bytes = unsafe { sys::smalti_group_norm_backward_workspace(&x, groups) };
+            0
+        })?;
+        let (space, flat_dx) = (gpu::workspace(OP, grad, bytes)?, images.flat(&dx)?);
+        gpu::launch_some(
+            OP,
+            [
+                Some(&x),
+                Some(&dy),
+                Some(&rule.mean),
+                Some(&rule.rstd),
+                rule.weight.as_ref(),
+                Some(&flat_dx),
+                Some(&dw),
+                Some(&db),
+                Some(&space),
+            ],
+            |[x, dy, mean, rstd, w, dx, dw, db, space], stream| unsafe {
+                let space = (*space).ptr;
+                sys::smalti_group_norm_backward(x, dy, mean, rstd, w, dx, dw, db, groups, space, stream)
+            },
+        )?;
+        Ok([dx, dw, db])
     }
 }
 

@@ -3,6 +3,8 @@
 mod batch_norm;
 mod channels;
 mod group_norm;
+#[cfg(gpu)]
+mod images;
 mod layer_norm;
 mod normalize;
 mod rows;

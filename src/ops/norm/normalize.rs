@@ -18,7 +18,12 @@ impl Tensor {
         let dim = dim.of(OP, self)?;
         ensure!(p > 0.0 && p.is_finite(), OP, "needs a positive, finite p, got {p}");
         let x = rows(self, dim)?;
-        let (y, norm) = on_device!(x, OP, for_float!(x.dtype(), OP, T => Ok(cpu::forward::<T>(&x, p, eps))))?;
+        let (y, norm) = on_device!(
+            x,
+            OP,
+            for_float!(x.dtype(), OP, T => Ok(cpu::forward::<T>(&x, p, eps))),
+            gpu::forward(&x, p, eps)
+        )?;
         back(y, dim)?.record([self], Normalize { x, norm, p, dim, eps })
     }
 }
@@ -52,7 +57,8 @@ impl Backward for Normalize {
         let dx = on_device!(
             grad,
             Self::NAME,
-            for_float!(grad.dtype(), Self::NAME, T => Ok(cpu::backward::<T>(self, &grad)))
+            for_float!(grad.dtype(), Self::NAME, T => Ok(cpu::backward::<T>(self, &grad))),
+            gpu::backward(self, &grad)
         )?;
         Ok(smallvec![Some(back(dx, self.dim)?)])
     }
@@ -176,6 +182,40 @@ mod cpu {
                 if p == 1.0 || sign == T::Acc::ZERO { sign } else { sign * (x.abs() * scale).powf(power) };
             dx[i] = T::store(g[i].acc() * scale - slope * dn);
         }
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, sys};
+
+    /// Contiguous rows as a matrix.
+    fn matrix(x: &Tensor) -> Result<Tensor> {
+        let n = x.shape().last().copied().unwrap_or(1);
+        x.reshape([x.numel().checked_div(n).unwrap_or(0), n])
+    }
+
+    #[track_caller]
+    pub fn forward(x: &Tensor, p: f64, eps: f64) -> Result<(Tensor, Tensor)> {
+        ensure!(x.dtype().is_float(), OP, "needs a float tensor, got {}", x.dtype());
+        let rows = matrix(x)?;
+        let y = gpu::empty(x, rows.shape(), x.dtype(), OP)?;
+        let norm = gpu::empty(x, &rows.shape()[..1], x.dtype().computed_in(), OP)?;
+        gpu::launch(OP, [&rows, &y, &norm], |[x, y, norm], stream| unsafe {
+            sys::smalti_normalize_forward(&x, &y, &norm, p, eps, stream)
+        })?;
+        Ok((y.reshape(x.shape())?, norm))
+    }
+
+    #[track_caller]
+    pub fn backward(rule: &Normalize, grad: &Tensor) -> Result<Tensor> {
+        let (x, dy) = (matrix(&rule.x)?, matrix(grad)?);
+        let dx = gpu::empty(grad, x.shape(), grad.dtype(), OP)?;
+        gpu::launch(OP, [&x, &dy, &rule.norm, &dx], |[x, dy, norm, dx], stream| unsafe {
+            sys::smalti_normalize_backward(&x, &dy, &norm, &dx, rule.p, rule.eps, stream)
+        })?;
+        dx.reshape(grad.shape())
     }
 }
 

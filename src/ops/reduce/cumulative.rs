@@ -31,7 +31,8 @@ impl Tensor {
                 DType::F32 => cpu::running::<f32, f64>(&x, dim, back, |v| v.into(), |a| a as f32),
                 DType::F64 => cpu::running::<f64, f64>(&x, dim, back, |v| v, |a| a),
                 _ => cpu::running::<i64, i64>(&x, dim, back, |v| v, |a| a),
-            })
+            }),
+            super::gpu::running("cumsum", &x, dim, back)
         )?;
         y.record([self], Cumsum { dim, back })
     }

@@ -159,7 +159,8 @@ fn extreme<const LARGEST: bool>(
             DType::F32 => cpu::extreme::<f32, LARGEST>(&wider, dims, op, indices),
             DType::F64 => cpu::extreme::<f64, LARGEST>(&wider, dims, op, indices),
             _ => cpu::extreme::<i64, LARGEST>(&wider, dims, op, indices),
-        })
+        }),
+        gpu::extreme::<LARGEST>(&wider, dims, op, indices)
     )?;
     Ok((y.to_dtype(x.dtype())?, index))
 }
@@ -271,6 +272,24 @@ mod cpu {
             Tensor::from_cpu(CpuVec::<i64>::new(0), [0], op)
         };
         (plan.tensor(values, op), index)
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::{super::gpu::fold, *};
+    use crate::gpu::{self, sys};
+
+    #[track_caller]
+    pub fn extreme<const LARGEST: bool>(
+        x: &Tensor,
+        dims: &[usize],
+        op: &'static str,
+        indices: bool,
+    ) -> Result<(Tensor, Tensor)> {
+        let kind = if LARGEST { sys::SMALTI_MAX } else { sys::SMALTI_MIN };
+        let (y, index) = fold(op, kind, x, dims, 0.0, indices.then_some(DType::I64))?;
+        Ok((y, index.map_or_else(|| gpu::empty(x, &[0], DType::I64, op), Ok)?))
     }
 }
 

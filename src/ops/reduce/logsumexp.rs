@@ -42,7 +42,8 @@ impl Tensor {
                 for_real!(x.dtype(), "logsumexp", T => {
                     let plan = Plan::new::<T>(x, &dims, "logsumexp");
                     Ok(plan.tensor(cpu::forward::<T>(&plan), "logsumexp"))
-                })
+                }),
+                super::gpu::fold_one("logsumexp", crate::gpu::sys::SMALTI_LOGSUMEXP, x, &dims, 0.0)
             )?;
             let rule = LogSumExp { x: x.clone(), y: y.clone() };
             y.record([x], rule)
@@ -68,7 +69,8 @@ impl Backward for LogSumExp {
                     elementwise::map3("logsumexp", &self.x, &self.y, grad, |x: T, y: T, g: T| {
                         if y == T::NEG_INF { T::ZERO } else { g * (x - y).exp() }
                     })
-                })
+                }),
+                gpu::backward(&self.x, &self.y, grad)
             )?
         };
         Ok(smallvec![Some(dx)])
@@ -110,6 +112,16 @@ mod cpu {
         // An infinite maximum would leave infinity - infinity; without one to take out the sum is right.
         largest.iter_mut().filter(|m| m.abs() == T::INF).for_each(|m| *m = T::ZERO);
         plan.run(Exponentials(PhantomData), &largest)
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+
+    pub fn backward(x: &Tensor, y: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let nothing = y.eq(&y.full_like(f64::NEG_INFINITY)?)?;
+        grad.mul(&x.sub(y)?.exp()?)?.masked_fill(&nothing, 0.0)
     }
 }
 

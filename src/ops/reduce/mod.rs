@@ -4,6 +4,8 @@
 mod cumulative;
 mod extremum;
 mod fold;
+#[cfg(gpu)]
+pub(in crate::ops) mod gpu;
 mod logsumexp;
 mod norm;
 mod prod;

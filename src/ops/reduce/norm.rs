@@ -54,7 +54,8 @@ impl Tensor {
                         plan.run(Powers { ord: T::of(ord) }, &[])
                     };
                     Ok(plan.tensor(y, "norm"))
-                })
+                }),
+                super::gpu::fold_one("norm", crate::gpu::sys::SMALTI_NORM, x, &dims, ord)
             )?;
             let rule = Norm { x: x.clone(), y: y.clone(), ord, dims };
             y.record([x], rule)
@@ -83,7 +84,8 @@ impl Backward for Norm {
             on_device!(
                 grad,
                 "norm",
-                for_real!(grad.dtype(), "norm", T => cpu::backward::<T>(x, y, grad, *ord, dims))
+                for_real!(grad.dtype(), "norm", T => cpu::backward::<T>(x, y, grad, *ord, dims)),
+                gpu::backward(x, y, grad, *ord, dims)
             )?
         };
         Ok(smallvec![Some(dx)])
@@ -194,6 +196,32 @@ mod cpu {
             _ if ord == T::ONE => g * sign(x),
             _ => g * sign(x) * (x.abs() / y).powf(less),
         })
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+
+    /// As on the CPU, in tensor operations.
+    pub fn backward(x: &Tensor, y: &Tensor, grad: &Tensor, ord: f64, dims: &Dims) -> Result<Tensor> {
+        let none = y.eq(&y.zeros_like()?)?;
+        if ord == 2.0 {
+            return grad.div(y)?.masked_fill(&none, 0.0)?.mul(x);
+        }
+        if ord == 0.0 {
+            return x.zeros_like();
+        }
+        let size = x.abs()?;
+        let sign = x.div(&size)?.masked_fill(&x.eq(&x.zeros_like()?)?, 0.0)?;
+        if ord.is_infinite() {
+            let ties = size.eq(y)?;
+            let share = grad.div(&ties.sum_keepdim(dims)?.to_dtype(grad.dtype())?)?;
+            return share.mul(&sign)?.masked_fill(&ties.logical_not()?, 0.0);
+        }
+        let slope = if ord == 1.0 { sign } else { size.div(y)?.pow_scalar(ord - 1.0)?.mul(&sign)? };
+        let dx = grad.mul(&slope)?.masked_fill(&none, 0.0)?;
+        dx.masked_fill(&x.eq(&x.zeros_like()?)?, 0.0)
     }
 }
 

@@ -34,10 +34,15 @@ impl Tensor {
         let dims = dims.of("prod", self)?;
         if !self.dtype().is_float() {
             let x = self.to_dtype(DType::I64)?;
-            return on_device!(self, "prod", {
-                let plan = Plan::new::<i64>(&x, &dims, "prod");
-                Ok(plan.tensor(plan.run(Integers, &[]), "prod"))
-            });
+            return on_device!(
+                self,
+                "prod",
+                {
+                    let plan = Plan::new::<i64>(&x, &dims, "prod");
+                    Ok(plan.tensor(plan.run(Integers, &[]), "prod"))
+                },
+                gpu::prod(&x, &dims)
+            );
         }
         Tensor::in_f32([self], |[x]| {
             let y = on_device!(
@@ -46,7 +51,8 @@ impl Tensor {
                 for_real!(x.dtype(), "prod", T => {
                     let plan = Plan::new::<T>(x, &dims, "prod");
                     Ok(plan.tensor(plan.run(Floats::<T>(PhantomData), &[]), "prod"))
-                })
+                }),
+                gpu::prod(x, &dims)
             )?;
             y.record([x], Prod { x: x.clone(), dims })
         })
@@ -113,6 +119,17 @@ impl Fold for Integers {
     }
     fn finish(self, acc: i64, _: i64) -> i64 {
         acc
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::{super::gpu::fold_one, *};
+    use crate::gpu::sys;
+
+    #[track_caller]
+    pub fn prod(x: &Tensor, dims: &[usize]) -> Result<Tensor> {
+        fold_one("prod", sys::SMALTI_PROD, x, dims, 0.0)
     }
 }
 

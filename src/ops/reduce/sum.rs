@@ -85,7 +85,8 @@ impl Tensor {
                     let plan = Plan::new::<T>(self, dims, op);
                     Ok(plan.tensor(plan.run(Floats::<T>::over(n), &[]), op))
                 })
-            }
+            },
+            super::gpu::fold_one(op, crate::gpu::sys::SMALTI_SUM, self, dims, n as f64)
         )
     }
 }

@@ -72,7 +72,8 @@ fn spread(x: &Tensor, dims: Dims, correction: usize, root: bool) -> Result<Tenso
             let mean = plan.run(Floats::<T>::over(n), &[]);
             let y = plan.run(Deviation { divisor: T::of(divisor), root }, &mean);
             Ok((plan.tensor(y, op), plan.tensor(mean, op)))
-        })
+        }),
+        gpu::spread(op, x, &dims, divisor, root)
     )?;
     let std = root.then(|| y.clone());
     y.record([x], Var { x: x.clone(), mean, dims, divisor, std })
@@ -106,7 +107,8 @@ impl Backward for Var {
                 for_real!(grad.dtype(), "var", T => {
                     let rule = |x: T, mean: T, slope: T| (x - mean) * slope;
                     elementwise::map3("var", &self.x, &self.mean, &slope, rule)
-                })
+                }),
+                self.x.sub(&self.mean)?.mul(&slope)
             )?
         };
         Ok(smallvec![Some(dx)])
@@ -140,6 +142,26 @@ impl<R: Real> Fold for Deviation<R> {
     fn finish(self, acc: R, _: R) -> R {
         let variance = acc / self.divisor;
         if self.root { variance.sqrt() } else { variance }
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::{super::gpu::fold, *};
+    use crate::gpu::sys;
+
+    /// The result and the mean, in one pass.
+    #[track_caller]
+    pub fn spread(
+        op: &'static str,
+        x: &Tensor,
+        dims: &[usize],
+        divisor: f64,
+        root: bool,
+    ) -> Result<(Tensor, Tensor)> {
+        let kind = if root { sys::SMALTI_STD } else { sys::SMALTI_VAR };
+        let (y, mean) = fold(op, kind, x, dims, divisor, Some(x.dtype()))?;
+        Ok((y, mean.ok_or_else(|| crate::Error::msg("internal: the mean is missing"))?))
     }
 }
 
