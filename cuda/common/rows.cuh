@@ -118,7 +118,7 @@ template <int N> struct Index {
   uint32_t narrow[8];  // sizes, cut to 32 bits: positions below 2^31 divide by them alike
   int64_t shape[8], stride[N][8];
 
-  DEV void at(int64_t i, int64_t (&off)[N]) const {
+  HOST_DEV void at(int64_t i, int64_t (&off)[N]) const {
     UNROLL for (int k = 0; k < N; k++) off[k] = 0;
     if (i < (int64_t)1 << 31) {
       uint32_t left = (uint32_t)i;
@@ -137,7 +137,7 @@ template <int N> struct Index {
     }
     UNROLL for (int k = 0; k < N; k++) off[k] += i * stride[k][0];
   }
-  DEV int64_t first(int64_t i) const {
+  HOST_DEV int64_t first(int64_t i) const {
     int64_t off[N];
     at(i, off);
     return off[0];
