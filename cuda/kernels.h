@@ -77,6 +77,26 @@ int32_t smalti_fill(double value, const smalti_view *y, void *stream);
 
 /* ---- reduce ---- */
 
+enum {
+  SMALTI_SUM = 0,       /* divided by `parameter` for floats */
+  SMALTI_PROD = 1,
+  SMALTI_MAX = 2,       /* NaN counts as largest and smallest; `extra`, if not null: the first one's position, i64 */
+  SMALTI_MIN = 3,
+  SMALTI_NORM = 4,      /* of order `parameter` */
+  SMALTI_LOGSUMEXP = 5,
+  SMALTI_VAR = 6,       /* squared distances divided by `parameter`; `extra`, if not null: the mean */
+  SMALTI_STD = 7        /* its root */
+};
+/* Bytes of workspace that the reduction of `x` to `y` needs; -1 where it is refused. */
+int64_t smalti_reduce_workspace(int32_t op, const smalti_view *x, const smalti_view *y);
+/* Folds `x` over the dimensions in which `y` has size 1. Dtypes: sums f32, bf16, f16, f64, i64, bool; variances floats;
+   products and extremes f32, f64, i64; norms and log-sum-exp f32, f64. `y` has the dtype of `x` but for sums of bool
+   (i64) and variances (f32 where x is half). `extra` lies as `y` does. */
+int32_t smalti_reduce(int32_t op, const smalti_view *x, const smalti_view *y, const smalti_view *extra,
+                      double parameter, void *workspace, void *stream);
+/* Running sums along `dim`, from the last element on if `back`; f32 (carried in f64), f64, i64. */
+int32_t smalti_cumsum(const smalti_view *x, const smalti_view *y, int32_t dim, int32_t back, void *stream);
+
 /* ---- linear: what stands around a product ---- */
 
 /* Elements of workspace, f32 (f64 for f64), that the two below want. */
@@ -92,9 +112,96 @@ int32_t smalti_linear_column_sums(const smalti_view *x, const smalti_view *y, vo
 
 /* ---- softmax ---- */
 
+/* y = softmax of x over `dim`, or its logarithm. */
+int32_t smalti_softmax_forward(const smalti_view *x, const smalti_view *y, int32_t dim, int32_t log, void *stream);
+/* dx from the output y and its gradient. */
+int32_t smalti_softmax_backward(const smalti_view *y, const smalti_view *dy, const smalti_view *dx, int32_t dim,
+                                int32_t log, void *stream);
+
 /* ---- loss ---- */
 
+/* x [rows, classes], contiguous. target: labels i64 [rows], or probabilities like x. weight [classes] or null. For each
+   row: maximum, log of the sum of e^(x - maximum), loss, and weight in the mean. Labels outside give NaN. */
+int32_t smalti_cross_entropy_forward(const smalti_view *x, const smalti_view *target, const smalti_view *weight,
+                                     const smalti_view *max, const smalti_view *log_sum, const smalti_view *loss,
+                                     const smalti_view *share, int64_t ignore, double smoothing, void *stream);
+/* Gradients of the logits and of the probabilities; each may be null. grad: one for each row, or one for all, which
+   is divided by the number that `divisor` (if not null) points to. */
+int32_t smalti_cross_entropy_backward(const smalti_view *x, const smalti_view *target, const smalti_view *weight,
+                                      const smalti_view *max, const smalti_view *log_sum, const smalti_view *grad,
+                                      const smalti_view *divisor, const smalti_view *dx, const smalti_view *dtarget,
+                                      int64_t ignore, double smoothing, void *stream);
+/* Negative log-likelihood: for each row its loss and its weight, in f32 where x is half. */
+int32_t smalti_nll_forward(const smalti_view *x, const smalti_view *labels, const smalti_view *weight,
+                           const smalti_view *loss, const smalti_view *share, int64_t ignore, void *stream);
+int32_t smalti_nll_backward(const smalti_view *labels, const smalti_view *weight, const smalti_view *grad,
+                            const smalti_view *divisor, const smalti_view *dx, int64_t ignore, void *stream);
+/* found [2]: position and value of the first label that is neither ignored nor one of the classes; -1 without one. */
+int32_t smalti_wrong_label(const smalti_view *labels, const smalti_view *found, int64_t classes, int64_t ignore,
+                           void *stream);
+
+enum {
+  SMALTI_MSE = 0,
+  SMALTI_L1 = 1,
+  SMALTI_SMOOTH_L1 = 2,       /* parameter: beta */
+  SMALTI_HUBER = 3,           /* parameter: delta */
+  SMALTI_KL_DIV = 4,
+  SMALTI_KL_DIV_LOG = 5,      /* targets are logarithms */
+  SMALTI_BCE_WITH_LOGITS = 6
+};
+int64_t smalti_loss_workspace(const smalti_view *x);
+/* x and target contiguous, f32 or f64. y: like x, or one number: the sum divided by `divisor`. */
+int32_t smalti_loss_forward(int32_t loss, const smalti_view *x, const smalti_view *target, const smalti_view *y,
+                            double parameter, double divisor, void *workspace, void *stream);
+/* grad: like x, or one number, divided by `divisor`. dx and dtarget may be null. */
+int32_t smalti_loss_backward(int32_t loss, const smalti_view *x, const smalti_view *target, const smalti_view *grad,
+                             const smalti_view *dx, const smalti_view *dtarget, double parameter, double divisor,
+                             void *stream);
+
 /* ---- norm ---- */
+
+/* Rows [rows, n], contiguous. mean and rstd: [rows]; they, weight and bias are f32 where x is half. Without `mean`:
+   rms norm. With `residual`: x + residual is stored to `sum` and normalised. weight, bias, residual and sum may be null. */
+int32_t smalti_layer_norm_forward(const smalti_view *x, const smalti_view *residual, const smalti_view *weight,
+                                  const smalti_view *bias, const smalti_view *y, const smalti_view *sum,
+                                  const smalti_view *mean, const smalti_view *rstd, double eps, void *stream);
+int64_t smalti_layer_norm_backward_workspace(const smalti_view *x, int32_t affine);
+/* dx (plus `pending`, a gradient that waits for it), and dweight and dbias [n]; each may be null. */
+int32_t smalti_layer_norm_backward(const smalti_view *x, const smalti_view *dy, const smalti_view *weight,
+                                   const smalti_view *mean, const smalti_view *rstd, const smalti_view *pending,
+                                   const smalti_view *dx, const smalti_view *dweight, const smalti_view *dbias,
+                                   void *workspace, void *stream);
+
+/* The norms of channels take x, y, dy and dx as contiguous memory [images, positions, channels, area], where positions
+   (channels-first) or area (channels-last) is 1. y = (x - mean) * rstd * weight + bias, where mean and rstd have a
+   number for each channel, or with `groups` > 0 for each group of channels of each image. */
+int32_t smalti_channel_norm_forward(const smalti_view *x, const smalti_view *mean, const smalti_view *rstd,
+                                    const smalti_view *weight, const smalti_view *bias, const smalti_view *y,
+                                    int64_t groups, void *stream);
+/* rstd = 1 / sqrt(var + eps); with `running`: mean and variance moved towards the batch's by the share `momentum`,
+   the variance times `unbiased`. Vectors of f32 or f64. */
+int32_t smalti_batch_norm_statistics(const smalti_view *mean, const smalti_view *var, const smalti_view *rstd,
+                                     const smalti_view *running_mean, const smalti_view *running_var,
+                                     const smalti_view *new_mean, const smalti_view *new_var, double eps,
+                                     double momentum, double unbiased, void *stream);
+int64_t smalti_batch_norm_backward_workspace(const smalti_view *x);
+/* dweight = sum(dy * xhat), dbias = sum(dy); dx, which may be null, with statistics of the batch or fixed ones. */
+int32_t smalti_batch_norm_backward(const smalti_view *x, const smalti_view *dy, const smalti_view *mean,
+                                   const smalti_view *rstd, const smalti_view *weight, const smalti_view *dx,
+                                   const smalti_view *dweight, const smalti_view *dbias, int32_t batch,
+                                   void *workspace, void *stream);
+/* mean and rstd: [images, groups]. */
+int64_t smalti_group_norm_backward_workspace(const smalti_view *x, int64_t groups);
+int32_t smalti_group_norm_backward(const smalti_view *x, const smalti_view *dy, const smalti_view *mean,
+                                   const smalti_view *rstd, const smalti_view *weight, const smalti_view *dx,
+                                   const smalti_view *dweight, const smalti_view *dbias, int64_t groups,
+                                   void *workspace, void *stream);
+
+/* Rows [rows, n], contiguous: y = x / max(|x|_p, eps), norm [rows]. */
+int32_t smalti_normalize_forward(const smalti_view *x, const smalti_view *y, const smalti_view *norm, double p,
+                                 double eps, void *stream);
+int32_t smalti_normalize_backward(const smalti_view *x, const smalti_view *dy, const smalti_view *norm,
+                                  const smalti_view *dx, double p, double eps, void *stream);
 
 /* ---- gather: index operations ---- */
 
