@@ -112,6 +112,38 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn smalti_fill(value: f64, y: *const smalti_view, stream: *mut ::core::ffi::c_void) -> i32;
 }
+pub const SMALTI_SUM: _bindgen_ty_5 = 0;
+pub const SMALTI_PROD: _bindgen_ty_5 = 1;
+pub const SMALTI_MAX: _bindgen_ty_5 = 2;
+pub const SMALTI_MIN: _bindgen_ty_5 = 3;
+pub const SMALTI_NORM: _bindgen_ty_5 = 4;
+pub const SMALTI_LOGSUMEXP: _bindgen_ty_5 = 5;
+pub const SMALTI_VAR: _bindgen_ty_5 = 6;
+pub const SMALTI_STD: _bindgen_ty_5 = 7;
+pub type _bindgen_ty_5 = ::core::ffi::c_uint;
+unsafe extern "C" {
+    pub fn smalti_reduce_workspace(op: i32, x: *const smalti_view, y: *const smalti_view) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_reduce(
+        op: i32,
+        x: *const smalti_view,
+        y: *const smalti_view,
+        extra: *const smalti_view,
+        parameter: f64,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_cumsum(
+        x: *const smalti_view,
+        y: *const smalti_view,
+        dim: i32,
+        back: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
 unsafe extern "C" {
     pub fn smalti_linear_partials(rows: i64, columns: i64) -> i64;
 }
@@ -139,6 +171,238 @@ unsafe extern "C" {
         x: *const smalti_view,
         y: *const smalti_view,
         partial: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_softmax_forward(
+        x: *const smalti_view,
+        y: *const smalti_view,
+        dim: i32,
+        log: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_softmax_backward(
+        y: *const smalti_view,
+        dy: *const smalti_view,
+        dx: *const smalti_view,
+        dim: i32,
+        log: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_cross_entropy_forward(
+        x: *const smalti_view,
+        target: *const smalti_view,
+        weight: *const smalti_view,
+        max: *const smalti_view,
+        log_sum: *const smalti_view,
+        loss: *const smalti_view,
+        share: *const smalti_view,
+        ignore: i64,
+        smoothing: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_cross_entropy_backward(
+        x: *const smalti_view,
+        target: *const smalti_view,
+        weight: *const smalti_view,
+        max: *const smalti_view,
+        log_sum: *const smalti_view,
+        grad: *const smalti_view,
+        divisor: *const smalti_view,
+        dx: *const smalti_view,
+        dtarget: *const smalti_view,
+        ignore: i64,
+        smoothing: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_nll_forward(
+        x: *const smalti_view,
+        labels: *const smalti_view,
+        weight: *const smalti_view,
+        loss: *const smalti_view,
+        share: *const smalti_view,
+        ignore: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_nll_backward(
+        labels: *const smalti_view,
+        weight: *const smalti_view,
+        grad: *const smalti_view,
+        divisor: *const smalti_view,
+        dx: *const smalti_view,
+        ignore: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_wrong_label(
+        labels: *const smalti_view,
+        found: *const smalti_view,
+        classes: i64,
+        ignore: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+pub const SMALTI_MSE: _bindgen_ty_6 = 0;
+pub const SMALTI_L1: _bindgen_ty_6 = 1;
+pub const SMALTI_SMOOTH_L1: _bindgen_ty_6 = 2;
+pub const SMALTI_HUBER: _bindgen_ty_6 = 3;
+pub const SMALTI_KL_DIV: _bindgen_ty_6 = 4;
+pub const SMALTI_KL_DIV_LOG: _bindgen_ty_6 = 5;
+pub const SMALTI_BCE_WITH_LOGITS: _bindgen_ty_6 = 6;
+pub type _bindgen_ty_6 = ::core::ffi::c_uint;
+unsafe extern "C" {
+    pub fn smalti_loss_workspace(x: *const smalti_view) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_loss_forward(
+        loss: i32,
+        x: *const smalti_view,
+        target: *const smalti_view,
+        y: *const smalti_view,
+        parameter: f64,
+        divisor: f64,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_loss_backward(
+        loss: i32,
+        x: *const smalti_view,
+        target: *const smalti_view,
+        grad: *const smalti_view,
+        dx: *const smalti_view,
+        dtarget: *const smalti_view,
+        parameter: f64,
+        divisor: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_layer_norm_forward(
+        x: *const smalti_view,
+        residual: *const smalti_view,
+        weight: *const smalti_view,
+        bias: *const smalti_view,
+        y: *const smalti_view,
+        sum: *const smalti_view,
+        mean: *const smalti_view,
+        rstd: *const smalti_view,
+        eps: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_layer_norm_backward_workspace(x: *const smalti_view, affine: i32) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_layer_norm_backward(
+        x: *const smalti_view,
+        dy: *const smalti_view,
+        weight: *const smalti_view,
+        mean: *const smalti_view,
+        rstd: *const smalti_view,
+        pending: *const smalti_view,
+        dx: *const smalti_view,
+        dweight: *const smalti_view,
+        dbias: *const smalti_view,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_channel_norm_forward(
+        x: *const smalti_view,
+        mean: *const smalti_view,
+        rstd: *const smalti_view,
+        weight: *const smalti_view,
+        bias: *const smalti_view,
+        y: *const smalti_view,
+        groups: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_batch_norm_statistics(
+        mean: *const smalti_view,
+        var: *const smalti_view,
+        rstd: *const smalti_view,
+        running_mean: *const smalti_view,
+        running_var: *const smalti_view,
+        new_mean: *const smalti_view,
+        new_var: *const smalti_view,
+        eps: f64,
+        momentum: f64,
+        unbiased: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_batch_norm_backward_workspace(x: *const smalti_view) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_batch_norm_backward(
+        x: *const smalti_view,
+        dy: *const smalti_view,
+        mean: *const smalti_view,
+        rstd: *const smalti_view,
+        weight: *const smalti_view,
+        dx: *const smalti_view,
+        dweight: *const smalti_view,
+        dbias: *const smalti_view,
+        batch: i32,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_group_norm_backward_workspace(x: *const smalti_view, groups: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_group_norm_backward(
+        x: *const smalti_view,
+        dy: *const smalti_view,
+        mean: *const smalti_view,
+        rstd: *const smalti_view,
+        weight: *const smalti_view,
+        dx: *const smalti_view,
+        dweight: *const smalti_view,
+        dbias: *const smalti_view,
+        groups: i64,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_normalize_forward(
+        x: *const smalti_view,
+        y: *const smalti_view,
+        norm: *const smalti_view,
+        p: f64,
+        eps: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_normalize_backward(
+        x: *const smalti_view,
+        dy: *const smalti_view,
+        norm: *const smalti_view,
+        dx: *const smalti_view,
+        p: f64,
+        eps: f64,
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }
