@@ -63,6 +63,12 @@ void smalti_emulate_schedule(uint32_t seed);
 
 /* ---- attention ---- */
 
+/* softmax(scale q k^T) v. q [B,H,Lq,D], k [B,H,Lk,D], v [B,H,Lk,Dv], out [B,H,Lq,Dv], D and Dv at most 128, any
+   strides with an adjacent last axis; lse [B,H,Lq], dense, f32 (f64 for f64). causal: query i sees keys 0..=i. */
+int32_t smalti_attention_forward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                 const smalti_view *out, const smalti_view *lse, double scale, int32_t causal,
+                                 void *stream);
+
 /* ---- window attention ---- */
 
 /* ---- contrastive ---- */
