@@ -5,14 +5,16 @@
 
 namespace smalti {
 namespace attention {
+namespace {
 
 template <class T> int32_t run_simt(Problem p, void* stream) {
   int rc = 0;
   ATTENTION_WIDTH_SIMT(p.q.n > p.v.n ? p.q.n : p.v.n, DP, {
-    const uint32_t blocks = blocks_of(p, p.qs.win_w, kSide<T>);
+    const uint32_t blocks = blocks_of(p, (int64_t)p.qs.win_h * p.qs.win_w, kSide<T>);
+    const int64_t bytes = simt_forward_bytes<T, DP>(p);
     auto kernel = simt_forward<T, DP>;
-    if (!blocks) return kInvalid;
-    LAUNCH(rc, kernel, dim3(blocks), dim3(256), (simt_forward_bytes<T, DP>(p)), stream, p);
+    if (!blocks || bytes > kMaxSmem) return kInvalid;
+    LAUNCH(rc, kernel, dim3(blocks), dim3(256), bytes, stream, p);
   })
   return rc;
 }
@@ -31,6 +33,18 @@ template <class T> int32_t run_mma(Problem p, void* stream) {
   return rc;
 }
 
+}  // namespace
+
+int32_t forward_any(Problem p, int dtype, void* stream) {
+  switch (dtype) {
+    case SMALTI_BF16: return run_mma<bf16>(p, stream);
+    case SMALTI_F16: return run_mma<f16>(p, stream);
+    case SMALTI_F32: return run_simt<float>(p, stream);
+    case SMALTI_F64: return run_simt<double>(p, stream);
+    default: return kInvalid;
+  }
+}
+
 }  // namespace attention
 }  // namespace smalti
 
@@ -42,11 +56,5 @@ extern "C" int32_t smalti_attention_forward(const smalti_view* q, const smalti_v
   Problem p;
   if (!plain_problem(p, q, k, v, out, lse, scale, causal)) return kInvalid;
   if (elements(*lse) == 0) return 0;
-  switch (q->dtype) {
-    case SMALTI_BF16: return run_mma<bf16>(p, stream);
-    case SMALTI_F16: return run_mma<f16>(p, stream);
-    case SMALTI_F32: return run_simt<float>(p, stream);
-    case SMALTI_F64: return run_simt<double>(p, stream);
-    default: return kInvalid;
-  }
+  return forward_any(p, q->dtype, stream);
 }

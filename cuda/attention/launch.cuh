@@ -118,6 +118,16 @@ inline int warps_of(int64_t rows, int per_warp, int most) {
   return n < most ? (int)n : most;
 }
 
+/// The same with the tiles of 16 rows shared evenly among blocks.
+inline int warps_for(int64_t rows, int most) {
+  const int64_t tiles = (rows + 15) / 16, blocks = (tiles + most - 1) / most;
+  return (int)((tiles + blocks - 1) / blocks);
+}
+
+/// Without tables in the half types, and everything in f32 and f64 (forward.cu, backward.cu).
+int32_t forward_any(Problem p, int dtype, void* stream);
+int32_t backward_any(Problem& p, int dtype, void* stream);
+
 constexpr int64_t kMaxSmem = 227 * 1024;
 
 }  // namespace attention

@@ -33,13 +33,12 @@ template <class T, int DP, int R> DEV void dot_rows(T (&acc)[R][R], const T* a, 
   }
 }
 
-/// acc[i][j] += sum over m of weights(ty + 16 i, m) * rows[m][tx + 16 j]; `weights` has rows of S + 1 and is read
-/// as its transpose where TRANSPOSED.
-template <class T, int DP, int R, int C, bool TRANSPOSED> DEV void add_rows(T (&acc)[R][C], const T* weights, const T* rows, int ty, int tx) {
+/// acc[i][j] += sum over m of weights(ty + 16 i, m) * rows[m][tx + 16 j]; `weights` has rows of S + 1.
+template <class T, int DP, int R, int C> DEV void add_rows(T (&acc)[R][C], const T* weights, const T* rows, int ty, int tx) {
   constexpr int S = 16 * R;
   for (int m = 0; m < S; m++) {
     T x[R], y[C];
-    UNROLL for (int i = 0; i < R; i++) x[i] = TRANSPOSED ? weights[m * (S + 1) + ty + 16 * i] : weights[(ty + 16 * i) * (S + 1) + m];
+    UNROLL for (int i = 0; i < R; i++) x[i] = weights[(ty + 16 * i) * (S + 1) + m];
     UNROLL for (int j = 0; j < C; j++) y[j] = rows[m * (DP + 1) + tx + 16 * j];
     UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < C; j++) acc[i][j] += x[i] * y[j];
   }
@@ -112,7 +111,7 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_forward(c
     }
     __syncthreads();
     UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < C; j++) o[i][j] *= keep[ty + 16 * i];
-    add_rows<T, DP, R, C, false>(o, weights, sk, ty, tx);
+    add_rows<T, DP, R, C>(o, weights, sk, ty, tx);
     __syncthreads();
   }
   UNROLL for (int i = 0; i < R; i++) {

@@ -118,6 +118,21 @@ template <class T> void run(Sizes s, double deviation = 1.0) {
   const auto first = out.get();
   check_error("out", gather(first, s.lq, s.dv, 0, 1), exact.out, unfused.out, 2, floor);
   test::check_close("lse", lse.get(), exact.lse, sizeof(T) == 8 ? 1e-13 : 2e-6);
+
+  test::Dev<T> go(mg), gq(mq.size()), gk(mk.size()), gv(mv.size());
+  test::Dev<Acc<T>> delta(nq);
+  const smalti_view g = at(go.p, s.lq, s.dv, 0, 1), dl = test::view(delta, {s.b, s.h, s.lq}), vq = at(gq.p, s.lq, s.d, 0, parts),
+                    vk = at(packed ? gq.p : gk.p, s.lk, s.d, packed ? 1 : 0, parts), vv = at(packed ? gq.p : gv.p, s.lk, s.dv, packed ? 2 : 0, parts);
+  CHECK_RC(smalti_attention_backward(&q, &k, &v, &o, &g, &l, &dl, &vq, &vk, &vv, scale, s.causal, nullptr));
+  const auto rq = gq.get(), rk = packed ? rq : gk.get(), rv = packed ? rq : gv.get();
+  check_error("dq", gather(rq, s.lq, s.d, 0, parts), exact.dq, unfused.dq, 3, floor);
+  check_error("dk", gather(rk, s.lk, s.d, packed ? 1 : 0, parts), exact.dk, unfused.dk, 3, floor);
+  check_error("dv", gather(rv, s.lk, s.dv, packed ? 2 : 0, parts), exact.dv, unfused.dv, 3, floor);
+  // the same bits again
+  CHECK_RC(smalti_attention_forward(&q, &k, &v, &o, &l, scale, s.causal, nullptr));
+  test::check_same("out", out.get(), first);
+  CHECK_RC(smalti_attention_backward(&q, &k, &v, &o, &g, &l, &dl, &vq, &vk, &vv, scale, s.causal, nullptr));
+  test::check_same("gradients", gq.get(), rq);
 }
 
 }  // namespace
