@@ -33,7 +33,7 @@ template <class T> int32_t run_mma(Problem& p, void* stream) {
   if (rc) return rc;
   ATTENTION_WIDTH(p.q.n > p.v.n ? p.q.n : p.v.n, DP, {
     constexpr int NT = DP <= 80 ? 8 : 4, THREADS = 128;
-    auto dq = dq_mma<T, DP, NT, kNone, THREADS, DP <= 64 ? 4 : 3>;
+    auto dq = dq_mma<T, DP, NT, kNone, THREADS, DP <= 48 ? 4 : 3>;
     auto dkv = dkv_mma<T, DP, false, THREADS, DP <= 48 ? 4 : DP <= 64 ? 3 : 2>;
     int warps = warps_of(p.qs.rows(), 16, THREADS / 32);
     uint32_t blocks = blocks_of(p, p.qs.rows(), warps * 16);

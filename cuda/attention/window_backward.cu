@@ -22,21 +22,21 @@ template <class T, int DP, int REL, int NT, int THREADS, int BLOCKS> int32_t que
 template <class T, int DP> int32_t all_queries(const Problem& p, void* stream) {
   if constexpr (DP == 64 || DP == 80) {
     if (p.ks.pitch == 8) return queries<T, DP, kRow8, 4, 128, 3>(p, stream);
-    if (p.ks.pitch == 16) return queries<T, DP, kRow16, 4, 224, 2>(p, stream);
+    if (p.ks.pitch == 16) return queries<T, DP, kRow16, 4, 128, 3>(p, stream);
     if (p.ks.pitch == 64) return queries<T, DP, kRow64, 8, 128, 2>(p, stream);
   }
-  return queries<T, DP, kShared, 8, 128, 2>(p, stream);
+  return queries<T, DP, kShared, DP <= 80 ? 8 : 4, 128, 2>(p, stream);
 }
 
 template <class T, int DP> int32_t all_keys(Problem& p, void* stream) {
-  constexpr int THREADS = 224;
-  const int warps = warps_for(p.ks.rows(), p.ks.rows() > 224 ? 4 : THREADS / 32);
+  constexpr int THREADS = 128;
+  const int warps = warps_for(p.ks.rows(), THREADS / 32);
   const uint32_t blocks = blocks_of(p, p.ks.rows(), warps * 16);
   const DkvLayout<DP> layout(p.ks, warps, true);
   if (!blocks || layout.bytes > kMaxSmem) return kInvalid;
   p.pad_slots = p.tiles * warps;
   int rc = 0;
-  auto kernel = dkv_mma<T, DP, true, THREADS, DP <= 64 ? 2 : 1>;
+  auto kernel = dkv_mma<T, DP, true, THREADS, DP <= 32 ? 4 : DP <= 64 ? 3 : 2>;
   LAUNCH(rc, kernel, dim3(blocks), dim3(warps * 32), layout.bytes, stream, p);
   return rc;
 }

@@ -22,7 +22,7 @@ template <class T> int32_t run(const Problem& p, void* stream) {
   ATTENTION_WIDTH_REL(p.q.n, DP, {
     if constexpr (DP == 64 || DP == 80) {
       if (p.ks.pitch == 8) return go<T, DP, kRow8, 4, 128, 4>(p, stream);
-      if (p.ks.pitch == 16) return go<T, DP, kRow16, 4, 224, DP == 64 ? 3 : 2>(p, stream);
+      if (p.ks.pitch == 16) return go<T, DP, kRow16, 4, 224, 2>(p, stream);
       if (p.ks.pitch == 64) return go<T, DP, kRow64, 8, 128, 3>(p, stream);
     }
     return go<T, DP, kShared, 8, 128, 2>(p, stream);
