@@ -217,6 +217,17 @@ int32_t smalti_normalize_backward(const smalti_view *x, const smalti_view *dy, c
 
 /* ---- attention ---- */
 
+/* softmax(scale q k^T) v. q [B,H,Lq,D], k [B,H,Lk,D], v [B,H,Lk,Dv], out [B,H,Lq,Dv], D and Dv at most 128, any
+   strides with an adjacent last axis; lse [B,H,Lq], dense, f32 (f64 for f64). causal: query i sees keys 0..=i. */
+int32_t smalti_attention_forward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                 const smalti_view *out, const smalti_view *lse, double scale, int32_t causal,
+                                 void *stream);
+/* grad and out as out, dq, dk, dv as q, k, v; delta [B,H,Lq] is a workspace like lse. */
+int32_t smalti_attention_backward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                  const smalti_view *out, const smalti_view *grad, const smalti_view *lse,
+                                  const smalti_view *delta, const smalti_view *dq, const smalti_view *dk,
+                                  const smalti_view *dv, double scale, int32_t causal, void *stream);
+
 /* ---- window attention ---- */
 
 /* ---- contrastive ----
@@ -248,6 +259,28 @@ int32_t smalti_contrastive_forward(const smalti_contrastive *c, void *loss, void
 int32_t smalti_contrastive_backward(const smalti_contrastive *c, const void *rows, const void *columns,
                                     const void *grad, void *dq, void *dk, void *dpositive, void *dscale,
                                     void *workspace, int64_t bytes, void *stream);
+/* Attention within windows of win_h x win_w tokens, or with win_h, win_w the whole image over all of it.
+   q, k, v, out [B,H,Y,X,D], D at most 128, any strides with an adjacent last axis; lse [B,H,Y,X], dense, f32 (f64
+   for f64). Tokens of a window beyond the image are keys all the same: rows 1 and 2 of bias [3,H,D] (null: zeros).
+   rel_h [2 win_h - 1, D] and rel_w [2 win_w - 1, D] (or both null) add q . rel_h[y - ky + win_h - 1] +
+   q . rel_w[x - kx + win_w - 1] to the logits, with q unscaled. */
+int32_t smalti_window_attention_forward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                        const smalti_view *bias, const smalti_view *rel_h, const smalti_view *rel_w,
+                                        const smalti_view *out, const smalti_view *lse, int64_t win_h, int64_t win_w,
+                                        double scale, void *stream);
+/* Bytes that the backward needs beside its results; -1 if it does not do this. */
+int64_t smalti_window_attention_workspace(const smalti_view *q, int32_t bias, int32_t relative, int64_t win_h,
+                                          int64_t win_w);
+/* grad as out, dq, dk, dv as q, k, v; dbias, drel_h, drel_w as their inputs, dense, f32 (f64 for f64). */
+int32_t smalti_window_attention_backward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                         const smalti_view *bias, const smalti_view *rel_h, const smalti_view *rel_w,
+                                         const smalti_view *out, const smalti_view *grad, const smalti_view *lse,
+                                         void *workspace, const smalti_view *dq, const smalti_view *dk,
+                                         const smalti_view *dv, const smalti_view *dbias, const smalti_view *drel_h,
+                                         const smalti_view *drel_w, int64_t win_h, int64_t win_w, double scale,
+                                         void *stream);
+
+/* ---- contrastive ---- */
 
 /* ---- optim ---- */
 
