@@ -41,6 +41,11 @@ void smalti_emulate_schedule(uint32_t seed);
 
 /* ---- random ---- */
 
+/* f32 numbers (contiguous, aligned to 16 bytes) of blocks `block` .. of a Philox stream: uniform in [0, 1) or normal. */
+int32_t smalti_random(uint64_t seed, uint64_t philox_stream, uint64_t block, int32_t normal, const smalti_view *y, void *stream);
+/* y = x * scale where word i of the stream, from block `block` on, is at least threshold, else x * 0. Contiguous. */
+int32_t smalti_dropout(const smalti_view *x, uint64_t seed, uint64_t philox_stream, uint64_t block, uint32_t threshold, double scale, const smalti_view *y, void *stream);
+
 /* ---- reduce ---- */
 
 /* ---- softmax ---- */
@@ -51,7 +56,32 @@ void smalti_emulate_schedule(uint32_t seed);
 
 /* ---- gather: index operations ---- */
 
+/* result[0] = number, in row-major order, of the first index (i64) outside 0..size, or -1; result[1] = that index.
+   Whoever reads the result back waits for the stream. */
+int64_t smalti_index_check_workspace(void);
+int32_t smalti_index_check(const smalti_view *index, int64_t size, int64_t *result, void *stream);
+/* The kernels below trust their indices (i64). y is contiguous, all others have any strides; broadcast ones stride 0. */
+int32_t smalti_gather(const smalti_view *x, int32_t dim, const smalti_view *index, const smalti_view *y, void *stream);
+/* y[index[..]] = src (the last of repeated ones) or += src, in the order of src. Without `order` a thread goes along the
+   whole dimension; with the stable argsort of the index along it, a thread takes the elements of one index. */
+int32_t smalti_scatter(const smalti_view *y, int32_t dim, const smalti_view *index, const smalti_view *order, const smalti_view *src, void *stream);
+int32_t smalti_scatter_add(const smalti_view *y, int32_t dim, const smalti_view *index, const smalti_view *order, const smalti_view *src, void *stream);
+int32_t smalti_one_hot(const smalti_view *ids, const smalti_view *y, void *stream);
+/* `bits`: the value in the dtype. Operands have the shape of y. */
+int32_t smalti_masked_fill(const smalti_view *x, const smalti_view *mask, uint64_t bits, const smalti_view *y, void *stream);
+int32_t smalti_where(const smalti_view *condition, const smalti_view *a, const smalti_view *b, const smalti_view *y, void *stream);
+int32_t smalti_triangle(const smalti_view *x, int64_t diagonal, int32_t upper, const smalti_view *y, void *stream);
+/* Element 0 of dimension d goes to places[d], 0 <= places[d] < its size. */
+int32_t smalti_roll(const smalti_view *x, const int64_t *places, const smalti_view *y, void *stream);
+/* x stands at `before` (negative: cropped) in y, the rest of which is the value. */
+int32_t smalti_pad_constant(const smalti_view *x, const int64_t *before, uint64_t bits, const smalti_view *y, void *stream);
+
 /* ---- sort ---- */
+
+/* Where the first K elements in order of each line of x [lines, n] stand: index [lines, K] (i64). Both contiguous.
+   Stable; NaN is the largest. n < 2^32 for dtypes of up to 4 bytes. The workspace is aligned to 16 bytes. */
+int64_t smalti_argsort_workspace(int64_t lines, int64_t n, int64_t k, int32_t dtype);
+int32_t smalti_argsort(const smalti_view *x, int32_t descending, const smalti_view *index, void *workspace, void *stream);
 
 /* ---- masking: MAE's masked gather, un-shuffle, masked loss ---- */
 
