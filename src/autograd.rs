@@ -189,7 +189,26 @@ pub fn is_grad_enabled() -> bool {
 impl Tensor {
     /// Makes a fresh result differentiable: `y.record([x, w], Linear { .. })`. Nothing is kept if no input is
     /// tracked or recording is off.
+    ///
+    /// # Errors
+    /// If the tensors are on different devices.
+    #[track_caller]
     pub fn record<'a, B: Backward>(
+        self,
+        inputs: impl IntoIterator<Item = &'a Tensor>,
+        rule: B,
+    ) -> Result<Tensor> {
+        let inputs: SmallVec<[&Tensor; 3]> = inputs.into_iter().collect();
+        // One number, such as a learned temperature, may come from anywhere.
+        let elsewhere = inputs.iter().find(|t| t.device() != self.device() && t.numel() > 1);
+        if let Some(t) = elsewhere.filter(|_| !crate::device::is_on_host()) {
+            crate::bail!(B::NAME, "the tensors are on {} and on {}", self.device(), t.device());
+        }
+        self.record_across(inputs, rule)
+    }
+
+    /// [`record`](Self::record) for the operation that goes from one device to another.
+    pub(crate) fn record_across<'a, B: Backward>(
         self,
         inputs: impl IntoIterator<Item = &'a Tensor>,
         rule: B,

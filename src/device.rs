@@ -1,7 +1,11 @@
 //! Where a tensor lives.
 
 use crate::{Error, Result};
-use std::fmt;
+use std::{
+    cell::Cell,
+    fmt,
+    sync::{LazyLock, Mutex, PoisonError},
+};
 
 /// A device, as a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,15 +16,31 @@ pub enum Device {
     Cuda(usize),
 }
 
+// Where tensors are made on this thread, if a scope says so.
+thread_local!(static SCOPE: Cell<Option<Device>> = const { Cell::new(None) });
+/// Where they are made elsewhere: the environment variable `SMALTI_DEVICE`, or the CPU.
+static DEFAULT: LazyLock<Mutex<Result<Device, String>>> = LazyLock::new(|| {
+    Mutex::new(match std::env::var("SMALTI_DEVICE") {
+        Ok(name) => Device::parse(&name).map_err(|error| format!("SMALTI_DEVICE: {error}")),
+        Err(_) => Ok(Device::Cpu),
+    })
+});
+
 impl Device {
     /// CUDA device number `index`.
     ///
     /// # Errors
-    /// If the crate was built without the CUDA side, or no driver or no such device is there.
+    /// If the crate was built without the features `cuda` and `emulate`, or no driver or no such device is there.
     pub fn cuda(index: usize) -> Result<Device> {
+        #[cfg(gpu)]
+        {
+            crate::gpu::open(index)?;
+            Ok(Device::Cuda(index))
+        }
+        #[cfg(not(gpu))]
         Err(Error::Device {
             device: Device::Cuda(index).to_string(),
-            message: "this build of smalti has no CUDA side".into(),
+            message: "this build of smalti has no CUDA side; build with --features cuda (or emulate)".into(),
         })
     }
 
@@ -38,6 +58,36 @@ impl Device {
             }
         }
     }
+
+    /// Where new tensors are made: the device of the innermost [`scope`](Self::scope), else the one of
+    /// [`set_default`](Self::set_default), else that of the environment variable `SMALTI_DEVICE`, else the CPU.
+    ///
+    /// # Errors
+    /// If `SMALTI_DEVICE` names a device that is not there.
+    pub fn current() -> Result<Device> {
+        match SCOPE.get() {
+            Some(device) => Ok(device),
+            None => DEFAULT.lock().unwrap_or_else(PoisonError::into_inner).clone().map_err(Error::Message),
+        }
+    }
+
+    /// Makes new tensors of all threads on this device.
+    pub fn set_default(self) {
+        *DEFAULT.lock().unwrap_or_else(PoisonError::into_inner) = Ok(self);
+    }
+
+    /// Runs `f` with new tensors of this thread on this device.
+    pub fn scope<R>(self, f: impl FnOnce() -> R) -> R {
+        /// Restores the device that was there before, also when `f` panics.
+        struct Restore(Option<Device>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                SCOPE.set(self.0);
+            }
+        }
+        let _restore = Restore(SCOPE.replace(Some(self)));
+        f()
+    }
 }
 
 impl fmt::Display for Device {
@@ -49,17 +99,72 @@ impl fmt::Display for Device {
     }
 }
 
+/// Does this thread run CPU code on behalf of a GPU? Then tensors of both may meet.
+pub(crate) fn is_on_host() -> bool {
+    #[cfg(gpu)]
+    return crate::gpu::is_on_host();
+    #[cfg(not(gpu))]
+    false
+}
+
 /// Chooses an operation's code by the tensor's device: the only place that does.
-/// `on_device!(x, "softmax", cpu::forward(..))`; the GPU call will stand behind the CPU call.
-#[macro_export]
+///
+/// `on_device!(x, "softmax", cpu::forward(..), gpu::forward(..))`. Without GPU code, or where `when` does not
+/// hold (`on_device!(x, "softmax", cpu, gpu, when x.rank() < 4)`), a tensor on a GPU goes through the host.
 macro_rules! on_device {
-    ($tensor:expr, $op:expr, $cpu:expr $(,)?) => {
-        match $tensor.device() {
-            $crate::Device::Cpu => $cpu,
-            device => Err($crate::Error::Device {
-                device: device.to_string(),
-                message: format!("{} has no code for it", $op),
-            }),
+    ($tensor:expr, $op:expr, $cpu:expr $(,)?) => {{
+        #[cfg(gpu)]
+        {
+            let way = $crate::gpu::enter_host($op, &$tensor);
+            let result = $cpu;
+            $crate::gpu::leave_host(way, result)
         }
+        #[cfg(not(gpu))]
+        {
+            $cpu
+        }
+    }};
+    ($tensor:expr, $op:expr, $cpu:expr, $gpu:expr $(,)?) => {
+        $crate::on_device!($tensor, $op, $cpu, $gpu, when true)
     };
+    ($tensor:expr, $op:expr, $cpu:expr, $gpu:expr, when $condition:expr $(,)?) => {{
+        #[cfg(gpu)]
+        {
+            if $crate::gpu::on_gpu(&$tensor) && $condition {
+                $gpu
+            } else {
+                $crate::on_device!($tensor, $op, $cpu)
+            }
+        }
+        #[cfg(not(gpu))]
+        {
+            $cpu
+        }
+    }};
+}
+pub(crate) use on_device;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names() {
+        assert_eq!(Device::parse("cpu").ok(), Some(Device::Cpu));
+        for text in ["gpu", "cuda:", "cuda:x", "cuda:99", ""] {
+            assert!(Device::parse(text).is_err(), "{text}");
+        }
+        assert_eq!(Device::Cuda(3).to_string(), "cuda:3");
+    }
+
+    #[test]
+    fn scopes_nest_and_end() -> Result<()> {
+        let before = Device::current()?;
+        Device::Cpu.scope(|| {
+            Device::Cuda(1).scope(|| assert_eq!(Device::current().ok(), Some(Device::Cuda(1))));
+            assert_eq!(Device::current().ok(), Some(Device::Cpu));
+        });
+        assert_eq!(Device::current()?, before);
+        Ok(())
+    }
 }

@@ -78,14 +78,21 @@
 //! | [`nn`] | [`nn::Params`], layers |
 //! | [`optim`] | optimizers, schedules, averages, clipping |
 //! | [`io`] | safetensors, `.pth`, checkpoints of a whole training state |
+//! | [`Device`] | where tensors live; `gpu`, under the features `cuda` and `emulate`, has memory statistics |
 //! | [`cpu`] | buffers, threads, SIMD, matrix products: what operations are made of |
 
+#[cfg(all(feature = "cuda", feature = "emulate"))]
+compile_error!("the features `cuda` (a real GPU) and `emulate` (the same on host memory) exclude each other");
+
+mod arena;
 pub mod autograd;
 pub mod cpu;
 mod device;
 mod display;
 pub mod dtype;
 pub mod error;
+#[cfg(gpu)]
+pub mod gpu;
 mod gradcheck;
 pub mod io;
 pub mod nn;
@@ -96,6 +103,9 @@ pub mod shape;
 mod storage;
 mod tensor;
 
+pub(crate) use device::on_device;
+
+pub use arena::Stats as MemoryStats;
 pub use autograd::{Backward, BackwardOptions, Gradients, checkpoint, no_grad};
 pub use device::Device;
 pub use dtype::DType;

@@ -49,6 +49,18 @@ impl Tensor {
         Tensor(Arc::new(Inner { storage, shape, strides, offset: 0, dtype: T::DTYPE, edge: None, op }))
     }
 
+    /// A tensor over storage that holds it densely with these strides.
+    #[cfg(gpu)]
+    pub(crate) fn from_storage(
+        storage: Storage,
+        shape: Dims,
+        strides: Strides,
+        dtype: DType,
+        op: &'static str,
+    ) -> Tensor {
+        Tensor(Arc::new(Inner { storage: Arc::new(storage), shape, strides, offset: 0, dtype, edge: None, op }))
+    }
+
     /// Another view of the same storage, untracked. The caller vouches that it stays within the storage.
     pub(crate) fn view_as(&self, shape: Dims, strides: Strides, offset: usize, op: &'static str) -> Tensor {
         let storage = self.0.storage.clone();
@@ -150,26 +162,56 @@ impl Tensor {
         Arc::get_mut(&mut self.0).is_some_and(|inner| Arc::get_mut(&mut inner.storage).is_some())
     }
 
+    /// What stands behind it.
+    pub(crate) fn storage(&self) -> &Storage {
+        &self.0.storage
+    }
+
+    // ---- GPU memory ------------------------------------------------------------------------------------
+
+    /// Address of element (0, .., 0) on the tensor's GPU; null for a tensor on the CPU.
+    #[cfg(gpu)]
+    pub(crate) fn gpu_ptr(&self) -> *mut u8 {
+        match self.storage() {
+            Storage::Cpu(_) => std::ptr::null_mut(),
+            Storage::Cuda(buffer) => unsafe { buffer.ptr().add(self.0.offset * self.0.dtype.size()) },
+        }
+    }
+
+    /// Will a kernel write over this tensor? True if it is contiguous, on a GPU, and nobody else sees its
+    /// storage; a copy on the host is dropped then.
+    #[cfg(gpu)]
+    pub(crate) fn gpu_writable(&mut self) -> bool {
+        let contiguous = self.is_contiguous();
+        let Some(inner) = Arc::get_mut(&mut self.0) else { return false };
+        match Arc::get_mut(&mut inner.storage) {
+            Some(Storage::Cuda(buffer)) if contiguous => {
+                buffer.forget_mirror();
+                true
+            }
+            _ => false,
+        }
+    }
+
     // ---- CPU memory ------------------------------------------------------------------------------------
 
-    /// Address of element (0, .., 0). The tensor must be on the CPU and of dtype `T`.
+    /// Address of element (0, .., 0), of a copy if the tensor is on a GPU. The tensor must be of dtype `T`.
     #[track_caller]
     pub(crate) fn cpu_ptr<T: Element>(&self) -> *const T {
         assert_eq!(self.dtype(), T::DTYPE, "internal: {} read as {}", self.dtype(), T::DTYPE);
-        let Storage::Cpu(buffer) = &*self.0.storage;
-        unsafe { buffer.ptr().cast::<T>().add(self.0.offset) }
+        unsafe { self.0.storage.host().ptr().cast::<T>().add(self.0.offset) }
     }
 
-    /// The elements of a contiguous CPU tensor of dtype `T`.
+    /// The elements of a contiguous tensor of dtype `T`, of a copy if it is on a GPU.
     #[track_caller]
     pub(crate) fn cpu_slice<T: Element>(&self) -> &[T] {
         assert!(self.is_contiguous(), "internal: a slice of a strided tensor {:?}", self.strides());
         unsafe { std::slice::from_raw_parts(self.cpu_ptr::<T>(), self.numel()) }
     }
 
-    /// The elements for writing, if this tensor is contiguous and the only one that sees its storage.
+    /// The elements for writing, if this tensor is on the CPU, contiguous and the only one that sees its storage.
     pub(crate) fn cpu_slice_mut<T: Element>(&mut self) -> Option<&mut [T]> {
-        if !self.is_contiguous() || !self.is_unique() {
+        if self.device() != Device::Cpu || !self.is_contiguous() || !self.is_unique() {
             return None;
         }
         let (ptr, len) = (self.cpu_ptr::<T>().cast_mut(), self.numel());

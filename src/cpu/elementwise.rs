@@ -369,7 +369,7 @@ unsafe fn copy_transposed<T: Element>(plan: &Loop<2>, dense: usize, source: Shar
 /// The elements of `t` for writing. A view, or a tensor that somebody else sees, becomes a copy of its own first.
 pub fn make_mut<T: Element>(t: &mut Tensor) -> &mut [T] {
     if t.cpu_slice_mut::<T>().is_none() {
-        *t = contiguous::<T>(t, "update");
+        *t = contiguous::<T>(t, "update"); // on the CPU, wherever the tensor was
     }
     // Contiguous and unshared by now, so the empty slice is never seen.
     t.cpu_slice_mut::<T>().unwrap_or_default()

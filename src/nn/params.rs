@@ -1,7 +1,7 @@
 //! Named parameters and buffers.
 
 use crate::{
-    DType, Result, Tensor,
+    DType, Device, Result, Tensor,
     autograd::{GradId, new_leaf_id},
     bail,
     cpu::elementwise,
@@ -75,7 +75,7 @@ impl Param {
         self.0.frozen.store(frozen, Ordering::Relaxed);
     }
 
-    /// Replaces the value.
+    /// Replaces the value; it moves to the parameter's device.
     ///
     /// # Errors
     /// If shape or dtype differ.
@@ -92,7 +92,7 @@ impl Param {
             value.dtype(),
             value.shape()
         );
-        *slot = value.detach();
+        *slot = value.transferred(slot.device())?;
         Ok(())
     }
 
@@ -107,18 +107,33 @@ impl Param {
 
     /// Keeps everyone else from this parameter while the result lives: how optimizers step many at once.
     pub(crate) fn lock(&self) -> Locked<'_> {
-        Locked(self.0.value.write().unwrap_or_else(PoisonError::into_inner))
+        let value = self.0.value.write().unwrap_or_else(PoisonError::into_inner);
+        Locked { device: value.device(), value }
     }
 }
 
-/// A parameter that is being written.
-pub(crate) struct Locked<'a>(RwLockWriteGuard<'a, Tensor>);
+/// A parameter that is being written. One on a GPU is brought to the host by [`elements`](Locked::elements), and goes
+/// back when the lock is released.
+pub(crate) struct Locked<'a> {
+    value: RwLockWriteGuard<'a, Tensor>,
+    device: Device,
+}
+
+impl Drop for Locked<'_> {
+    fn drop(&mut self) {
+        if self.value.device() != self.device
+            && let Ok(value) = self.value.transferred(self.device)
+        {
+            *self.value = value;
+        }
+    }
+}
 
 impl Locked<'_> {
-    /// The elements where they lie. A value that a graph still holds is copied first. The parameter must be on
-    /// the CPU and of dtype `T`.
+    /// The elements, on the CPU where they lie. A value that a graph still holds is copied first. The parameter
+    /// must be of dtype `T`.
     pub fn elements<T: Element>(&mut self) -> &mut [T] {
-        elementwise::make_mut(&mut self.0)
+        elementwise::make_mut(&mut self.value)
     }
 }
 

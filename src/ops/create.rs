@@ -1,9 +1,8 @@
 //! Tensors out of nothing: from slices, constants, ranges, random numbers; and back to `Vec`.
 
 use crate::{
-    DType, Result, Rng, Tensor,
+    DType, Device, Result, Rng, Tensor,
     cpu::{
-        elementwise,
         parallel::{SharedMut, for_ranges},
         pool::CpuVec,
     },
@@ -23,12 +22,14 @@ impl Tensor {
         let shape = shape.into_shape();
         let n = checked_count("from_slice", &shape, size_of::<T>())?;
         ensure!(n == values.len(), "from_slice", "shape {shape:?} needs {n} values, got {}", values.len());
-        Ok(Tensor::from_cpu(CpuVec::from_slice(values), shape, "from_slice"))
+        Tensor::from_cpu(CpuVec::from_slice(values), shape, "from_slice").placed()
     }
 
-    /// A scalar (rank 0) of type f32.
+    /// A scalar (rank 0) of type f32. It stays on the CPU if the current device cannot be had: one number may meet
+    /// tensors of any device.
     pub fn scalar(value: f32) -> Tensor {
-        Tensor::from_cpu(CpuVec::from_slice(&[value]), (), "scalar")
+        let scalar = Tensor::from_cpu(CpuVec::from_slice(&[value]), (), "scalar");
+        scalar.placed().unwrap_or(scalar)
     }
 
     /// All elements `value`, rounded to `dtype`. Stored once and expanded: costs no memory until it is written.
@@ -37,10 +38,16 @@ impl Tensor {
     /// If the shape is larger than the address space.
     #[track_caller]
     pub fn full(shape: impl IntoShape, value: f64, dtype: DType) -> Result<Tensor> {
+        Tensor::full_on(shape, value, dtype, Device::current()?)
+    }
+
+    #[track_caller]
+    fn full_on(shape: impl IntoShape, value: f64, dtype: DType, device: Device) -> Result<Tensor> {
         let shape = shape.into_shape();
         checked_count("full", &shape, dtype.size())?;
         let one =
             for_dtype!(dtype, T => Tensor::from_cpu(CpuVec::from_slice(&[T::from_f64(value)]), (), "full"));
+        let one = one.transferred(device)?;
         let strides = Strides::from_elem(0, shape.len());
         Ok(one.view_as(shape, strides, 0, "full"))
     }
@@ -68,7 +75,7 @@ impl Tensor {
     /// # Errors
     /// None on the CPU.
     pub fn zeros_like(&self) -> Result<Tensor> {
-        Tensor::full(self.shape(), 0.0, self.dtype())
+        self.full_like(0.0)
     }
 
     /// Ones of this tensor's shape, dtype and device.
@@ -76,7 +83,15 @@ impl Tensor {
     /// # Errors
     /// None on the CPU.
     pub fn ones_like(&self) -> Result<Tensor> {
-        Tensor::full(self.shape(), 1.0, self.dtype())
+        self.full_like(1.0)
+    }
+
+    /// `value` in this tensor's shape, dtype and device.
+    ///
+    /// # Errors
+    /// If the device has no memory left.
+    pub fn full_like(&self, value: f64) -> Result<Tensor> {
+        Tensor::full_on(self.shape(), value, self.dtype(), self.device())
     }
 
     /// The numbers 0, 1, .., n - 1.
@@ -89,7 +104,7 @@ impl Tensor {
         for_dtype!(dtype, T => {
             let mut out = CpuVec::<T>::new(n);
             out.iter_mut().enumerate().for_each(|(i, x)| *x = T::from_i64(i as i64));
-            Ok(Tensor::from_cpu(out, [n], "arange"))
+            Tensor::from_cpu(out, [n], "arange").placed()
         })
     }
 
@@ -131,7 +146,7 @@ impl Tensor {
     #[track_caller]
     pub fn to_vec<T: Element>(&self) -> Result<Vec<T>> {
         ensure!(self.dtype() == T::DTYPE, "to_vec", "the tensor is {}, asked for {}", self.dtype(), T::DTYPE);
-        let t = elementwise_contiguous(self);
+        let t = self.detach().contiguous()?.transferred(Device::Cpu)?;
         Ok(t.cpu_slice::<T>().to_vec())
     }
 
@@ -142,16 +157,9 @@ impl Tensor {
     #[track_caller]
     pub fn item(&self) -> Result<f64> {
         ensure!(self.numel() == 1, "item", "needs one element, got shape {:?}", self.shape());
-        for_dtype!(self.dtype(), T => Ok(unsafe { *self.cpu_ptr::<T>() }.to_f64()))
+        let one = self.detach().contiguous()?.transferred(Device::Cpu)?;
+        for_dtype!(self.dtype(), T => Ok(unsafe { *one.cpu_ptr::<T>() }.to_f64()))
     }
-}
-
-/// A contiguous untracked tensor of the same values, without a copy where it already is one.
-fn elementwise_contiguous(t: &Tensor) -> Tensor {
-    if t.is_contiguous() {
-        return t.detach();
-    }
-    for_dtype!(t.dtype(), T => elementwise::contiguous::<T>(t, "contiguous"))
 }
 
 /// Fills f32 elements, four from each Philox block.
@@ -175,5 +183,5 @@ fn random(
             fill(source.block(first + (start / 4 + i) as u64), four);
         }
     });
-    Ok(Tensor::from_cpu(out, shape, op))
+    Tensor::from_cpu(out, shape, op).placed()
 }

@@ -30,6 +30,7 @@ mod scatter;
 mod select;
 mod softmax;
 mod sort;
+mod transfer;
 mod triangle;
 mod unary;
 mod unfold;

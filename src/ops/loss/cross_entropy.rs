@@ -85,6 +85,8 @@ struct State {
     log_sum: Tensor,
     divisor: f64,
 }
+#[cfg(gpu)]
+crate::gpu::upload_fields!(State { max, log_sum, divisor });
 
 struct Rule {
     saved: Saved,

@@ -171,6 +171,8 @@ pub(super) struct Output {
     pub mean: Tensor,
     pub rstd: Tensor,
 }
+#[cfg(gpu)]
+crate::gpu::upload_fields!(Output { sum, y, mean, rstd });
 
 pub(super) struct LayerNorm<const CENTERED: bool> {
     pub x: Tensor,

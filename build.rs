@@ -1,0 +1,117 @@
+//! Compiles the kernels under `cuda/`: with nvcc under the feature `cuda`, with the host's C++ compiler and the
+//! emulator under `emulate`. Never asks for a GPU.
+
+use std::path::{Path, PathBuf};
+
+fn main() {
+    println!("cargo:rustc-check-cfg=cfg(gpu)");
+    let cuda = std::env::var_os("CARGO_FEATURE_CUDA").is_some();
+    let emulate = std::env::var_os("CARGO_FEATURE_EMULATE").is_some();
+    if cuda || emulate {
+        println!("cargo:rustc-cfg=gpu");
+    }
+    // with both, lib.rs says what is wrong
+    #[cfg(any(feature = "cuda", feature = "emulate"))]
+    match (cuda, emulate) {
+        (true, false) => kernels::cuda(),
+        (false, true) => kernels::emulated(),
+        _ => {}
+    }
+}
+
+/// All files below `folder` that end in `.extension`, in order.
+#[allow(dead_code)]
+fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files(&path, extension));
+        } else if path.extension().is_some_and(|e| e == extension) {
+            found.push(path);
+        }
+    }
+    found.sort();
+    found
+}
+
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+mod kernels {
+    use super::*;
+
+    /// Kernels that hold instructions of sm_90a alone stand in folders of this name.
+    const HOPPER: &str = "sm90";
+
+    fn sources() -> (Vec<PathBuf>, Vec<PathBuf>) {
+        println!("cargo:rerun-if-changed=cuda");
+        files(Path::new("cuda"), "cu").into_iter().partition(|p| !p.iter().any(|part| part == HOPPER))
+    }
+
+    pub fn emulated() {
+        let mut build = cc::Build::new();
+        build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).flag("-xc++");
+        build.files(sources().0).file("cuda/emulate/simt.cpp").compile("smalti_kernels");
+    }
+
+    pub fn cuda() {
+        for variable in ["SMALTI_CUDA_ARCH", "CUDA_HOME", "NVCC", "PATH"] {
+            println!("cargo:rerun-if-env-changed={variable}");
+        }
+        let nvcc = nvcc();
+        let (plain, hopper) = sources();
+        let list = std::env::var("SMALTI_CUDA_ARCH").unwrap_or_else(|_| "80,90a,80+ptx".into());
+        let mut plain_flags = Vec::new();
+        for arch in list.split(',').map(str::trim) {
+            let (sm, kind) = match arch.strip_suffix("+ptx") {
+                Some(sm) => (sm, "compute"),
+                None => (arch, "sm"),
+            };
+            let number = sm.trim_end_matches(char::is_alphabetic);
+            if number.parse::<u32>().is_err() {
+                fail(&format!("SMALTI_CUDA_ARCH: `{arch}` is not an architecture such as 80, 90a or 80+ptx"));
+            }
+            plain_flags.push(format!("-gencode=arch=compute_{sm},code={kind}_{sm}"));
+        }
+        compile(&nvcc, "smalti_kernels", &plain, &plain_flags);
+        if !hopper.is_empty() {
+            compile(&nvcc, "smalti_kernels_sm90", &hopper, &["-gencode=arch=compute_90a,code=sm_90a".into()]);
+        }
+        // pip's toolkit has `lib`, the installer's `lib64`
+        if let Some(home) = nvcc.parent().and_then(Path::parent) {
+            for lib in ["lib", "lib64"].map(|l| home.join(l)).iter().filter(|l| l.is_dir()) {
+                println!("cargo:rustc-link-search=native={}", lib.display());
+            }
+        }
+    }
+
+    /// Not by way of `Build::debug`, which would pass -G and switch the optimiser off.
+    fn compile(nvcc: &Path, name: &str, sources: &[PathBuf], flags: &[String]) {
+        let mut build = cc::Build::new();
+        build.cuda(true).cudart("static").debug(false).opt_level(3).warnings(false);
+        build.compiler(nvcc).std("c++17").flag("-lineinfo").files(sources);
+        for flag in flags {
+            build.flag(flag);
+        }
+        build.compile(name);
+    }
+
+    fn nvcc() -> PathBuf {
+        let named = std::env::var_os("NVCC").map(PathBuf::from);
+        let home = std::env::var_os("CUDA_HOME").map(|home| Path::new(&home).join("bin/nvcc"));
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let on_path = std::env::split_paths(&path).map(|folder| folder.join("nvcc"));
+        let found = named.into_iter().chain(home).chain(on_path).find(|p| p.is_file());
+        found.unwrap_or_else(|| {
+            fail(
+                "the feature `cuda` needs nvcc, and there is none in $NVCC, $CUDA_HOME/bin or on the PATH: \
+                 install the CUDA toolkit 12 or newer, or `pip install nvidia-cuda-nvcc nvidia-cuda-runtime \
+                 nvidia-cuda-crt nvidia-nvvm nvidia-cuda-cccl` and set CUDA_HOME to its nvidia/cu13 folder",
+            )
+        })
+    }
+
+    fn fail(message: &str) -> ! {
+        eprintln!("error: {message}");
+        std::process::exit(1)
+    }
+}
