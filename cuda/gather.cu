@@ -3,7 +3,7 @@
 // the same sums from run to run.
 #include <type_traits>
 #include "common/dtype.cuh"
-#include "common/strided.cuh"
+#include "common/walk.cuh"
 
 namespace smalti {
 namespace {

@@ -1,7 +1,7 @@
-// Elements chosen or moved by position: masked_fill, where, triangles, rolls, padding. What src/ops/masked.rs,
-// select.rs, triangle.rs, roll.rs and pad.rs do on the CPU; exact, since nothing is computed.
+// Elements chosen or moved by position: masked_fill, triangles, rolls, padding. What src/ops/masked.rs,
+// triangle.rs, roll.rs and pad.rs do on the CPU; exact, since nothing is computed.
 #include "common/dtype.cuh"
-#include "common/strided.cuh"
+#include "common/walk.cuh"
 
 namespace smalti {
 namespace {
@@ -23,18 +23,6 @@ __global__ void __launch_bounds__(kBlock)
     int64_t at[3];
     offsets<I>(w, i, at);
     y[at[2]] = mask[at[1]] ? value : x[at[0]];
-  }
-}
-
-/// y = condition ? a : b; operands condition, a, b, y.
-template <class T, class I>
-__global__ void __launch_bounds__(kBlock)
-    choose(const bool* __restrict__ condition, const T* __restrict__ a, const T* __restrict__ b, Walk<4> w, T* __restrict__ y) {
-  const int64_t step = (int64_t)gridDim.x * blockDim.x;
-  for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < w.numel; i += step) {
-    int64_t at[4];
-    offsets<I>(w, i, at);
-    y[at[3]] = condition[at[0]] ? a[at[1]] : b[at[2]];
   }
 }
 
@@ -174,25 +162,6 @@ extern "C" int32_t smalti_masked_fill(const smalti_view* x, const smalti_view* m
       auto kernel = fill_masked<T, I>;
       LAUNCH_FLAT(rc, kernel, dim3(grid_for(w.numel, kBlock)), dim3(kBlock), stream, (const T*)x->ptr, (const bool*)mask->ptr, w,
                   from_bits<T>(bits), (T*)y->ptr);
-    })
-  })
-  return rc;
-}
-
-extern "C" int32_t smalti_where(const smalti_view* condition, const smalti_view* a, const smalti_view* b, const smalti_view* y,
-                                void* stream) {
-  if (condition->dtype != SMALTI_BOOL || a->dtype != y->dtype || b->dtype != y->dtype || !same_shape(condition, y) ||
-      !same_shape(a, y) || !same_shape(b, y))
-    return kInvalid;
-  const int64_t* strides[] = {condition->stride, a->stride, b->stride, y->stride};
-  const Walk<4> w = make_walk<4>(y->rank, y->shape, strides);
-  int rc = 0;
-  if (w.numel == 0) return 0;
-  DISPATCH_SIZE(y->dtype, T, {
-    DISPATCH_INDEX(w.numel, I, {
-      auto kernel = choose<T, I>;
-      LAUNCH_FLAT(rc, kernel, dim3(grid_for(w.numel, kBlock)), dim3(kBlock), stream, (const bool*)condition->ptr,
-                  (const T*)a->ptr, (const T*)b->ptr, w, (T*)y->ptr);
     })
   })
   return rc;

@@ -69,7 +69,6 @@ int32_t smalti_scatter_add(const smalti_view *y, int32_t dim, const smalti_view 
 int32_t smalti_one_hot(const smalti_view *ids, const smalti_view *y, void *stream);
 /* `bits`: the value in the dtype. Operands have the shape of y. */
 int32_t smalti_masked_fill(const smalti_view *x, const smalti_view *mask, uint64_t bits, const smalti_view *y, void *stream);
-int32_t smalti_where(const smalti_view *condition, const smalti_view *a, const smalti_view *b, const smalti_view *y, void *stream);
 int32_t smalti_triangle(const smalti_view *x, int64_t diagonal, int32_t upper, const smalti_view *y, void *stream);
 /* Element 0 of dimension d goes to places[d], 0 <= places[d] < its size. */
 int32_t smalti_roll(const smalti_view *x, const int64_t *places, const smalti_view *y, void *stream);

@@ -3,7 +3,7 @@
 #include <type_traits>
 #include "common/order.cuh"
 #include "common/philox.cuh"
-#include "common/strided.cuh"
+#include "common/walk.cuh"
 
 namespace smalti {
 namespace {

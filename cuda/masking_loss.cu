@@ -3,7 +3,7 @@
 // written, in one pass. What masked_patch_loss of src/ops/patchify.rs does on the CPU.
 #include "common/dtype.cuh"
 #include "common/reduce.cuh"
-#include "common/strided.cuh"
+#include "common/walk.cuh"
 
 namespace smalti {
 namespace {

@@ -5,7 +5,7 @@
 // four pixels of three planes woven together, or element by element.
 #include <type_traits>
 #include "common/dtype.cuh"
-#include "common/strided.cuh"
+#include "common/walk.cuh"
 
 namespace smalti {
 namespace {

@@ -4,7 +4,7 @@
 // Rows (tokens) are moved by one warp each, 16 bytes a lane where sizes allow, four loads in flight a lane. Sums have
 // a fixed order and no atomics: they are the same from run to run and on every device.
 #include "common/order.cuh"
-#include "common/strided.cuh"
+#include "common/walk.cuh"
 
 namespace smalti {
 namespace {

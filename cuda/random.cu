@@ -2,7 +2,7 @@
 // arithmetic that rounds alike everywhere: the same bits as on the CPU.
 #include "common/exact.cuh"
 #include "common/philox.cuh"
-#include "common/strided.cuh"
+#include "common/walk.cuh"
 
 namespace smalti {
 namespace {

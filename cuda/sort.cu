@@ -7,7 +7,7 @@
 // ICS 2012). For top-k no run keeps more than k elements, so that the work shrinks with each level.
 #include <type_traits>
 #include "common/order.cuh"
-#include "common/strided.cuh"
+#include "common/walk.cuh"
 
 namespace smalti {
 namespace {

@@ -45,7 +45,7 @@ template <class T> struct Dev {
 #if defined(__CUDACC__)
     cudaMemcpy(p, host.data(), n * sizeof(T), cudaMemcpyHostToDevice);
 #else
-    std::memcpy((void*)p, host.data(), n * sizeof(T));
+    if (n) std::memcpy((void*)p, host.data(), n * sizeof(T));
 #endif
   }
   Dev(const Dev&) = delete;
@@ -64,7 +64,7 @@ template <class T> struct Dev {
 #if defined(__CUDACC__)
     cudaMemcpy(out.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost);
 #else
-    std::memcpy((void*)out.data(), p, n * sizeof(T));
+    if (n) std::memcpy((void*)out.data(), p, n * sizeof(T));
 #endif
     return out;
   }

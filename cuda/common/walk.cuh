@@ -5,6 +5,7 @@
 #include "../kernels.h"
 
 namespace smalti {
+inline namespace walk {
 
 /// `V` elements that are moved at once (16 bytes at most).
 template <class T, int V> struct alignas(sizeof(T) * V) Vec { T v[V]; };
@@ -83,6 +84,7 @@ inline int size_of(int dtype) {
   }
 }
 
+}  // namespace walk
 }  // namespace smalti
 
 /// Runs the statements with `I` uint32_t for element numbers that fit, else int64_t.
