@@ -125,7 +125,7 @@ template <class T> void check_close(const char* what, const std::vector<T>& got,
 }
 template <class T> void check_same(const char* what, const std::vector<T>& a, const std::vector<T>& b) {
   checks()++;
-  if (a.size() != b.size() || std::memcmp((const void*)a.data(), (const void*)b.data(), a.size() * sizeof(T)) != 0)
+  if (a.size() != b.size() || (a.size() && std::memcmp((const void*)a.data(), (const void*)b.data(), a.size() * sizeof(T)) != 0))
     fail(std::string(what) + ": bits differ");
 }
 

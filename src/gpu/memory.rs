@@ -1,7 +1,7 @@
 //! GPU memory: a caching allocator. All work of a device runs on one stream, so a block that the host frees can
 //! be handed out again at once: whoever gets it comes later on the stream.
 
-use super::driver;
+use super::{driver, known::Known};
 use crate::{
     Device, Error, Result,
     arena::{Arena, Stats},
@@ -45,6 +45,7 @@ pub struct Buffer {
     /// A copy on the host, for operations that go through it. Storage that others see is never written, so a
     /// copy stays true.
     mirror: OnceLock<HostBuffer>,
+    known: OnceLock<Known>,
 }
 
 impl Buffer {
@@ -77,7 +78,7 @@ impl Buffer {
                 }
             }
         };
-        Ok(Buffer { index: device, address, bytes, mirror: OnceLock::new() })
+        Ok(Buffer { index: device, address, bytes, mirror: OnceLock::new(), known: OnceLock::new() })
     }
 
     pub fn device(&self) -> usize {
@@ -116,9 +117,20 @@ impl Buffer {
         })
     }
 
+    /// What is known of the content.
+    pub fn known(&self) -> Known {
+        self.known.get().copied().unwrap_or_default()
+    }
+
+    /// Notes what is known; the first word stays.
+    pub fn know(&self, known: Known) {
+        self.known.get_or_init(|| known);
+    }
+
     /// To be called before the content changes.
     pub fn forget_mirror(&mut self) {
         self.mirror.take();
+        self.known.take();
     }
 }
 

@@ -5,6 +5,7 @@
 pub(crate) mod bindings;
 mod driver;
 mod host;
+mod known;
 mod launch;
 mod memory;
 
@@ -13,7 +14,9 @@ pub(crate) use bindings as sys;
 pub(crate) use driver::open;
 pub(crate) use host::{Upload, enter_host, is_on_host, leave_host, on_gpu, upload_fields};
 pub use host::{host_operations, reset_host_operations};
-pub(crate) use launch::{empty, empty_strided, launch};
+#[allow(unused_imports)]
+pub(crate) use known::{Known, are_permutations, is_positive, know, known};
+pub(crate) use launch::{bits_of, empty, empty_on, empty_strided, launch};
 pub(crate) use memory::Buffer;
 pub use memory::{stats, synchronize, trim};
 

@@ -34,7 +34,12 @@ impl Tensor {
         if places.iter().all(|&p| p == 0) {
             return Ok(self.clone());
         }
-        let y = on_device!(self, "roll", for_dtype!(self.dtype(), T => cpu::roll::<T>(self, &places)))?;
+        let y = on_device!(
+            self,
+            "roll",
+            for_dtype!(self.dtype(), T => cpu::roll::<T>(self, &places)),
+            gpu::roll(self, &places)
+        )?;
         y.record([self], Roll { places })
     }
 
@@ -114,6 +119,22 @@ mod cpu {
             }
         }
         Ok(Tensor::from_cpu(out, x.shape(), "roll"))
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, sys};
+
+    pub fn roll(x: &Tensor, places: &[usize]) -> Result<Tensor> {
+        let y = gpu::empty(x, x.shape(), x.dtype(), "roll")?;
+        let mut to = [0; 8];
+        to.iter_mut().zip(places).for_each(|(to, &place)| *to = place as i64);
+        gpu::launch("roll", [x, &y], |[x, y], stream| unsafe {
+            sys::smalti_roll(&x, to.as_ptr(), &y, stream)
+        })?;
+        Ok(y)
     }
 }
 
