@@ -1,5 +1,6 @@
 // Index operations and moves against loops over coordinates: all exact.
 #include "harness.hpp"
+#include "../common/walk.cuh"
 #include <algorithm>
 #include <numeric>
 using namespace smalti;
@@ -211,6 +212,35 @@ TEST(gather_any_layout) {
     }
   gather_case<float>({9}, {2}, 0, 20, false);
   gather_case<f16>({4, 8}, {16, 1}, 1, 3, true);
+}
+
+namespace {
+__global__ void far_offsets(Walk<2> w, const int64_t* elements, int64_t* out) {
+  int64_t at[2];
+  offsets<int64_t>(w, elements[threadIdx.x], at);
+  out[2 * threadIdx.x] = at[0];
+  out[2 * threadIdx.x + 1] = at[1];
+}
+}  // namespace
+
+// The arithmetic of tensors of more than 2^32 elements, without their memory.
+TEST(gather_far_offsets) {
+  const int64_t shape[] = {3, (int64_t)1 << 33, 1, 5}, a[] = {(int64_t)1 << 40, 7, 1, 1}, b[] = {5ll << 33, 5, 9, 1};
+  const int64_t* strides[] = {a, b};
+  const Walk<2> w = make_walk<2>(4, shape, strides);
+  CHECK(w.rank == 3 && w.numel == 15ll << 33);
+  std::vector<int64_t> elements, want;
+  for (int64_t t = 0; t < 32; t++) {
+    const int64_t i = w.numel - 1 - t * 1234567891;
+    elements.push_back(i);
+    want.push_back((i / (5ll << 33)) * a[0] + i / 5 % (1ll << 33) * 7 + i % 5);
+    want.push_back(i);
+  }
+  Dev<int64_t> e(elements), out(64);
+  int rc = 0;
+  LAUNCH_FLAT(rc, far_offsets, dim3(1), dim3(32), nullptr, w, e.p, out.p);
+  CHECK_RC(rc);
+  test::check_same("offsets", out.get(), want);
 }
 
 TEST(gather_index_check) {

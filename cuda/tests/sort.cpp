@@ -87,4 +87,7 @@ TEST(sort_refuses) {
   Dev<int64_t> index(8);
   const auto vx = test::view(x, {2, 3}), vi = test::view(index, {2, 4});
   CHECK(smalti_argsort(&vx, 0, &vi, nullptr, nullptr) == kInvalid);
+  // places of 32 bits do not reach so far
+  const auto far = test::view(x, {1, (int64_t)1 << 32}), one = test::view(index, {1, 1});
+  CHECK(smalti_argsort(&far, 0, &one, nullptr, nullptr) == kInvalid);
 }
