@@ -20,6 +20,7 @@ fn ranges(n: usize, grain: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
     if chunks <= 1 || rayon::current_num_threads() == 1 {
         (0..chunks).for_each(|i| f(i * grain..n.min((i + 1) * grain)));
     } else {
+        super::awake::call();
         (0..chunks).into_par_iter().for_each(|i| f(i * grain..n.min((i + 1) * grain)));
     }
 }
@@ -40,6 +41,11 @@ impl<T> SharedMut<T> {
     /// Shares a slice that outlives the parallel section.
     pub fn new(slice: &mut [T]) -> Self {
         SharedMut(slice.as_mut_ptr())
+    }
+
+    /// Shares the memory at `ptr`.
+    pub fn of(ptr: *mut T) -> Self {
+        SharedMut(ptr)
     }
 
     /// The elements `range`.

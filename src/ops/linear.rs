@@ -142,7 +142,7 @@ mod cpu {
             gemm::{GemmElement, Into, Mat, gemm},
             parallel::{Shared, SharedMut, for_ranges, for_rows},
             pool::CpuVec,
-            simd::simd,
+            simd::simd_of,
         },
         dtype::{Element, Real},
     };
@@ -198,7 +198,7 @@ mod cpu {
         for_rows(rows, n, |range| {
             for row in range {
                 let (p, y) = (&p[row * n..][..n], unsafe { target.slice(row * n..(row + 1) * n) });
-                simd(
+                simd_of::<T, _>(
                     #[inline(always)]
                     || {
                         for ((y, &p), &b) in y.iter_mut().zip(p).zip(b) {
@@ -220,7 +220,7 @@ mod cpu {
     /// The sum over `blocks` rows of `partial`, in order.
     fn join<T: Real>(partial: &[T], n: usize) -> Tensor {
         let mut sums = CpuVec::<T>::zeros(n);
-        simd(
+        simd_of::<T, _>(
             #[inline(always)]
             || {
                 for row in partial.chunks_exact(n.max(1)) {
@@ -241,7 +241,7 @@ mod cpu {
         for_ranges(rows, grain, |range| {
             let sums = unsafe { target.slice(range.start / grain * n..(range.start / grain + 1) * n) };
             sums.fill(T::ZERO);
-            simd(
+            simd_of::<T, _>(
                 #[inline(always)]
                 || {
                     for row in range {
@@ -270,7 +270,7 @@ mod cpu {
                 let (g, p) =
                     unsafe { (std::slice::from_raw_parts(values.ptr().add(row * n), n), &p[row * n..][..n]) };
                 let dz = unsafe { target.slice(row * n..(row + 1) * n) };
-                simd(
+                simd_of::<T, _>(
                     #[inline(always)]
                     || {
                         for i in 0..n {

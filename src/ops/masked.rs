@@ -4,8 +4,7 @@ use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
     cpu::elementwise,
-    dtype::Element,
-    ensure, for_dtype, on_device,
+    ensure, on_device,
     shape::broadcast,
 };
 use smallvec::smallvec;
@@ -30,10 +29,10 @@ impl Tensor {
         let y = on_device!(
             self,
             op,
-            for_dtype!(self.dtype(), T => {
-                let value = T::from_f64(value);
-                elementwise::map2(op, self, &mask, |x: T, m: bool| if m { value } else { x })
-            }),
+            {
+                let value = Tensor::full((), value, self.dtype())?;
+                elementwise::select(op, &mask, &value, self)
+            },
             gpu::masked_fill(self, &mask, value)
         )?;
         y.record([self], MaskedFill { mask })
@@ -106,7 +105,11 @@ mod cpu {
 #[cfg(gpu)]
 mod gpu {
     use super::*;
-    use crate::gpu::{self, sys};
+    use crate::{
+        dtype::Element,
+        for_dtype,
+        gpu::{self, sys},
+    };
 
     pub fn masked_fill(x: &Tensor, mask: &Tensor, value: f64) -> Result<Tensor> {
         let op = MaskedFill::NAME;

@@ -5,7 +5,7 @@ use super::gather::checked;
 use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
-    ensure, for_dtype, for_float, for_real, on_device,
+    ensure, for_float, for_real, for_size, on_device,
 };
 use smallvec::smallvec;
 
@@ -26,12 +26,14 @@ impl Tensor {
     #[track_caller]
     pub fn patchify(&self, p: usize, order: PatchOrder) -> Result<Tensor> {
         let size = Sizes::of("patchify", self, p)?;
-        let y = on_device!(
-            self,
-            "patchify",
-            for_dtype!(self.dtype(), T => Ok(cpu::patchify::<T>(self, &size, None, order))),
-            gpu::patchify("patchify", self, &size, None, order, None, self.dtype())
-        )?;
+        let y = self.moved(|x| {
+            on_device!(
+                x,
+                "patchify",
+                for_size!(x.dtype(), T => Ok(cpu::patchify::<T>(x, &size, None, order))),
+                gpu::patchify("patchify", x, &size, None, order, None, x.dtype())
+            )
+        })?;
         y.record([self], Patchify { p, grid: [size.rows, size.columns], order })
     }
 
@@ -47,12 +49,14 @@ impl Tensor {
         let [n, _] = ids.dims(op)?;
         ensure!(n == size.n, op, "ids {:?} do not belong to images {:?}", ids.shape(), self.shape());
         let ids = checked(op, ids, 1, size.patches())?.contiguous()?;
-        let y = on_device!(
-            self,
-            op,
-            for_dtype!(self.dtype(), T => Ok(cpu::patchify::<T>(self, &size, Some(&ids), order))),
-            gpu::patchify(op, self, &size, Some(&ids), order, None, self.dtype())
-        )?;
+        let y = self.moved(|x| {
+            on_device!(
+                x,
+                op,
+                for_size!(x.dtype(), T => Ok(cpu::patchify::<T>(x, &size, Some(&ids), order))),
+                gpu::patchify(op, x, &size, Some(&ids), order, None, x.dtype())
+            )
+        })?;
         y.record([self], PatchifyKept { ids, p, grid: [size.rows, size.columns], order })
     }
 
@@ -99,9 +103,7 @@ impl Tensor {
         on_device!(
             self,
             op,
-            for_dtype!(self.dtype(), T => for_float!(dtype, op, R => {
-                Ok(cpu::normalised::<T, R>(self, &size, &ids, order, &affine))
-            })),
+            for_float!(dtype, op, R => cpu::normalised_any::<R>(self, &size, &ids, order, &affine)),
             gpu::patchify(op, self, &size, Some(&ids), order, Some(&affine), dtype)
         )
     }
@@ -120,12 +122,14 @@ impl Tensor {
         ensure!(area.is_some(), op, "patches of {width} values are not {p} x {p} pixels");
         let size = Sizes { n, c: width / area.unwrap_or(1), rows, columns, p };
         let x = self.contiguous()?;
-        let y = on_device!(
-            self,
-            op,
-            for_dtype!(self.dtype(), T => Ok(cpu::unpatchify::<T>(&x, &size, order))),
-            gpu::unpatchify(&x, &size, order)
-        )?;
+        let y = x.moved(|x| {
+            on_device!(
+                x,
+                op,
+                for_size!(x.dtype(), T => Ok(cpu::unpatchify::<T>(x, &size, order))),
+                gpu::unpatchify(x, &size, order)
+            )
+        })?;
         y.record([self], Unpatchify { p, order })
     }
 
@@ -298,7 +302,7 @@ mod cpu {
         cpu::{
             parallel::{Shared, SharedMut, for_rows},
             pool::CpuVec,
-            simd::{fold, simd},
+            simd::{fold, simd_of},
         },
         dtype::{Element, Float, Real},
     };
@@ -391,8 +395,22 @@ mod cpu {
         Tensor::from_cpu(out, [size.n, patches, width], "patchify")
     }
 
-    /// The patches `ids`, normalised.
-    pub fn normalised<T: Element, R: Float>(
+    /// The patches `ids` of u8 or float images, normalised.
+    pub fn normalised_any<R: Float>(
+        images: &Tensor,
+        size: &Sizes,
+        ids: &Tensor,
+        order: PatchOrder,
+        affine: &Affine,
+    ) -> Result<Tensor> {
+        if images.dtype() == DType::U8 {
+            return Ok(normalised::<u8, R>(images, size, ids, order, affine));
+        }
+        let images = images.detach().to_dtype(R::Acc::DTYPE)?;
+        Ok(normalised::<R::Acc, R>(&images, size, ids, order, affine))
+    }
+
+    fn normalised<T: Element, R: Float>(
         images: &Tensor,
         size: &Sizes,
         ids: &Tensor,
@@ -487,11 +505,8 @@ mod cpu {
                     grad.into_iter().for_each(|g| g.fill(T::ZERO));
                     continue;
                 }
-                unsafe {
-                    pixels.read(size, at / patches, at % patches, PatchOrder::ChannelLast, &mut buffer)
-                };
                 let scale = T::of(2.0 * weights[at] / (width as f64 * total));
-                let sum = simd(
+                let sum = simd_of::<T, _>(
                     #[inline(always)]
                     || {
                         let (sample, patch) = (at / patches, at % patches);
