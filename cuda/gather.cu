@@ -8,7 +8,7 @@
 namespace smalti {
 namespace {
 
-constexpr int kBlock = 256;
+constexpr int kBlock = kThreads;
 /// Threads that look for indices out of range, each through its own stretch.
 constexpr int64_t kCheckers = 1024;
 

@@ -6,7 +6,7 @@
 namespace smalti {
 namespace {
 
-constexpr int kBlock = 256;
+constexpr int kBlock = kThreads;
 
 template <class T> T from_bits(uint64_t bits) {
   T v;

@@ -177,7 +177,7 @@ extern "C" int32_t smalti_masking_invert(const smalti_view* shuffle, const smalt
   int rc = 0;
   const int64_t n = mask->shape[0], len = mask->shape[1];
   if (n * len > 0)
-    LAUNCH_FLAT(rc, masking_invert, dim3(grid_for(n * len, 256)), dim3(256), stream, (const int64_t*)shuffle->ptr, n, len,
+    LAUNCH_FLAT(rc, masking_invert, dim3(grid_for(n * len, kThreads)), dim3(kThreads), stream, (const int64_t*)shuffle->ptr, n, len,
                 ids_keep->shape[1], (int64_t*)ids_keep->ptr, (int64_t*)ids_restore->ptr, (float*)mask->ptr);
   return rc;
 }

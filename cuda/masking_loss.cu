@@ -8,7 +8,7 @@
 namespace smalti {
 namespace {
 
-constexpr int kBlock = 256, kWarps = kBlock / 32;
+constexpr int kBlock = 128, kWarps = kBlock / 32;
 /// Blocks of a sum, by its length alone, so that its order is the same on every device.
 constexpr int kSumBlocks = 64;
 int blocks_of(int64_t n) {

@@ -10,7 +10,7 @@
 namespace smalti {
 namespace {
 
-constexpr int kBlock = 256, kChannels = 16;
+constexpr int kBlock = kThreads, kChannels = 16;
 
 struct Grid {
   int64_t step_n, step_c, step_y, step_x;  // of the images

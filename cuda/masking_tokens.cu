@@ -9,7 +9,7 @@
 namespace smalti {
 namespace {
 
-constexpr int kRowBlock = 256, kInFlight = 4;
+constexpr int kRowBlock = kThreads, kInFlight = 4;
 
 /// Writes a row of `d` elements: f(column) gives the vector that starts there.
 template <int V, class T, class F> DEV void write_row(T* to, int64_t d, int lane, F f) {
@@ -201,13 +201,13 @@ template <class T> int32_t sum_rows(Acc<T>* part, int64_t rows, int64_t width, T
   while (rows > kLevel && !rc) {
     const int64_t next = (rows + kLevel - 1) / kLevel;
     auto kernel = sum_level<Acc<T>, Acc<T>>;
-    LAUNCH_FLAT(rc, kernel, dim3(grid_for(next * width, 256)), dim3(256), stream, part, rows, width, free_part);
+    LAUNCH_FLAT(rc, kernel, dim3(grid_for(next * width, kThreads)), dim3(kThreads), stream, part, rows, width, free_part);
     part = free_part;
     free_part += next * width;
     rows = next;
   }
   auto kernel = sum_level<Acc<T>, T>;
-  if (!rc) LAUNCH_FLAT(rc, kernel, dim3(grid_for(width, 256)), dim3(256), stream, part, rows, width, out);
+  if (!rc) LAUNCH_FLAT(rc, kernel, dim3(grid_for(width, kThreads)), dim3(kThreads), stream, part, rows, width, out);
   return rc;
 }
 

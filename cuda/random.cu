@@ -7,7 +7,7 @@
 namespace smalti {
 namespace {
 
-constexpr int kBlock = 256;
+constexpr int kBlock = kThreads;
 
 /// Four numbers of each Philox block: uniform, or standard normal (Box-Muller on pairs of words).
 template <bool NORMAL>

@@ -7,6 +7,13 @@
 namespace smalti {
 inline namespace walk {
 
+/// Threads of a block of kernels that work at any size. The emulator makes a fiber of each under ThreadSanitizer.
+#if defined(__CUDACC__)
+constexpr int kThreads = 256;
+#else
+constexpr int kThreads = 64;
+#endif
+
 /// `V` elements that are moved at once (16 bytes at most).
 template <class T, int V> struct alignas(sizeof(T) * V) Vec { T v[V]; };
 template <int V, class T> DEV Vec<T, V> load_vec(const T* p) { return *(const Vec<T, V>*)p; }
