@@ -38,8 +38,8 @@ DEV int64_t corner(const Grid& g, const int64_t* ids, int64_t at) {
 /// divisions of 64 bits that find its corner are few. V elements a lane.
 template <class In, class Out, int V, bool LAST, bool AFFINE>
 __global__ void __launch_bounds__(kBlock)
-    patch_runs(const In* __restrict__ x, const int64_t* __restrict__ ids, Grid g, int64_t rows, Affine<Acc<Out>> affine,
-               Out* __restrict__ y) {
+    patch_runs(const In* __restrict__ x, const int64_t* __restrict__ ids, Grid g, int64_t rows,
+               const __grid_constant__ Affine<Acc<Out>> affine, Out* __restrict__ y) {
   const int run = LAST ? g.p * g.c : g.p, parts = g.width / V;
   const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   const int64_t step = (int64_t)gridDim.x * warps;
@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kBlock)
 /// Channels last from three planes: four pixels a lane, 12 elements of the result.
 template <class In, class Out, bool AFFINE>
 __global__ void __launch_bounds__(kBlock)
-    patch_weave(const In* __restrict__ x, const int64_t* __restrict__ ids, Grid g, int64_t rows, Affine<Acc<Out>> affine,
-                Out* __restrict__ y) {
+    patch_weave(const In* __restrict__ x, const int64_t* __restrict__ ids, Grid g, int64_t rows,
+                const __grid_constant__ Affine<Acc<Out>> affine, Out* __restrict__ y) {
   const int parts = g.width / 12, quads = g.p / 4;
   const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   const int64_t step = (int64_t)gridDim.x * warps;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kBlock)
 template <class In, class Out, bool AFFINE>
 __global__ void __launch_bounds__(kBlock)
     patch_any(const In* __restrict__ x, const int64_t* __restrict__ ids, Grid g, bool last, int64_t rows,
-              Affine<Acc<Out>> affine, Out* __restrict__ y) {
+              const __grid_constant__ Affine<Acc<Out>> affine, Out* __restrict__ y) {
   const int parts = g.width, area = g.p * g.p;
   const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   const int64_t step = (int64_t)gridDim.x * warps;
