@@ -7,6 +7,7 @@ pub(crate) mod bindings;
 mod driver;
 mod graph;
 mod host;
+mod known;
 mod launch;
 mod memory;
 mod product;
@@ -19,7 +20,9 @@ pub(crate) use graph::touch;
 pub use graph::{Event, Graph, Range, range, refill};
 pub(crate) use host::{Upload, enter_host, is_on_host, leave_host, on_gpu, upload_fields};
 pub use host::{host_operations, reset_host_operations};
-pub(crate) use launch::{empty, empty_strided, launch};
+#[allow(unused_imports)]
+pub(crate) use known::{Known, are_permutations, is_positive, know, known};
+pub(crate) use launch::{bits_of, empty, empty_on, empty_strided, launch};
 pub(crate) use memory::Buffer;
 pub use memory::{stats, synchronize, trim};
 pub(crate) use product::{Besides, convolve, product};
