@@ -146,7 +146,7 @@ template <class R> DEV bool compare(int f, R a, R b) {
 // ---- loops: f on flat memory in pieces of 16 bytes, or anywhere ----
 
 /// Elements of a piece.
-template <class T> constexpr int pieces() { return sizeof(T) >= 16 ? 1 : (int)(16 / sizeof(T)); }
+template <class T> HOST_DEV constexpr int pieces() { return sizeof(T) >= 16 ? 1 : (int)(16 / sizeof(T)); }
 
 template <class T, class F> __global__ void __launch_bounds__(256) flat1(int64_t n, const T* x, T* y, F f) {
   constexpr int N = pieces<T>();

@@ -391,6 +391,7 @@ mod tests {
 
     #[test]
     fn inputs_are_refilled() -> Result<()> {
+        let _alone = alone();
         let mut x = matrix()?;
         let before = x.gpu_ptr();
         let values = Device::Cpu.scope(|| Tensor::ones([2, 2], DType::F32))?;
