@@ -107,7 +107,7 @@ impl Buffer {
         self.pool
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "emulate"))]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
