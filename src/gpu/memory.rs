@@ -108,7 +108,7 @@ impl Buffer {
         self.pool
     }
 
-    #[cfg(test)]
+    #[cfg(all(test, feature = "emulate"))]
     pub fn bytes(&self) -> usize {
         self.bytes
     }

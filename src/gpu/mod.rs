@@ -11,13 +11,14 @@ mod known;
 mod launch;
 mod memory;
 mod product;
+mod timing;
 
 #[allow(unused_imports)]
 pub(crate) use bindings as sys;
 pub(crate) use driver::{Convolution, Image, open};
 #[allow(unused_imports)]
 pub(crate) use graph::touch;
-pub use graph::{Event, Graph, Range, range, refill};
+pub use graph::{Graph, refill};
 pub(crate) use host::{Upload, enter_host, is_on_host, leave_host, on_gpu, upload_fields};
 pub use host::{host_operations, reset_host_operations};
 #[allow(unused_imports)]
@@ -27,6 +28,7 @@ pub(crate) use memory::Buffer;
 pub use memory::{stats, synchronize, trim};
 pub(crate) use product::{Besides, convolve, product};
 pub use product::{allow_tf32, set_allow_tf32};
+pub use timing::{Event, Range, range};
 
 /// Is `cuda:0` the emulator?
 pub const fn is_emulated() -> bool {
