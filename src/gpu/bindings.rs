@@ -29,3 +29,81 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn smalti_emulate_schedule(seed: u32);
 }
+unsafe extern "C" {
+    pub fn smalti_attention_forward(
+        q: *const smalti_view,
+        k: *const smalti_view,
+        v: *const smalti_view,
+        out: *const smalti_view,
+        lse: *const smalti_view,
+        scale: f64,
+        causal: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_attention_backward(
+        q: *const smalti_view,
+        k: *const smalti_view,
+        v: *const smalti_view,
+        out: *const smalti_view,
+        grad: *const smalti_view,
+        lse: *const smalti_view,
+        delta: *const smalti_view,
+        dq: *const smalti_view,
+        dk: *const smalti_view,
+        dv: *const smalti_view,
+        scale: f64,
+        causal: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_window_attention_forward(
+        q: *const smalti_view,
+        k: *const smalti_view,
+        v: *const smalti_view,
+        bias: *const smalti_view,
+        rel_h: *const smalti_view,
+        rel_w: *const smalti_view,
+        out: *const smalti_view,
+        lse: *const smalti_view,
+        win_h: i64,
+        win_w: i64,
+        scale: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_window_attention_workspace(
+        q: *const smalti_view,
+        bias: i32,
+        relative: i32,
+        win_h: i64,
+        win_w: i64,
+    ) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_window_attention_backward(
+        q: *const smalti_view,
+        k: *const smalti_view,
+        v: *const smalti_view,
+        bias: *const smalti_view,
+        rel_h: *const smalti_view,
+        rel_w: *const smalti_view,
+        out: *const smalti_view,
+        grad: *const smalti_view,
+        lse: *const smalti_view,
+        workspace: *mut ::core::ffi::c_void,
+        dq: *const smalti_view,
+        dk: *const smalti_view,
+        dv: *const smalti_view,
+        dbias: *const smalti_view,
+        drel_h: *const smalti_view,
+        drel_w: *const smalti_view,
+        win_h: i64,
+        win_w: i64,
+        scale: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
