@@ -112,6 +112,7 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use gradcheck::{gradcheck, gradcheck_with};
 pub use ops::{
+    contrastive::InfoNce,
     conv::ConvOptions,
     grid_sample::{GridMode, GridOptions, GridPadding},
     interpolate::{InterpolateOptions, Interpolation, OutputSize},

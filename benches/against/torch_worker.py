@@ -116,6 +116,45 @@ for shape in [(8, 12, 197, 64), (128, 12, 50, 64)]:
         return {name: with_grad(f, fill(shape, 9), *qkv) for name, f in ATTENTION.items()}
 
 
+# ---- contrastive losses
+
+
+def unit(shape, seed):
+    return F.normalize(fill(shape, seed), dim=-1)
+
+
+def clip_two_products(image, text, scale):
+    """open_clip's ClipLoss on one device."""
+    labels = torch.arange(len(image))
+    return (F.cross_entropy(scale * image @ text.T, labels) + F.cross_entropy(scale * text @ image.T, labels)) / 2
+
+
+def clip_one_product(image, text, scale):
+    logits, labels = scale * image @ text.T, torch.arange(len(image))
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+@case("contrastive/4096x512")
+def _():
+    inputs = unit((4096, 512), 1), unit((4096, 512), 2), torch.tensor(14.0)
+    losses = {"two products": clip_two_products, "one product": clip_one_product}
+    return {name: with_grad(f, torch.tensor(1.0), *inputs) for name, f in losses.items()}
+
+
+@case("info_nce/256x65536x128")
+def _():
+    n, k, d = 256, 65536, 128
+    key, queue = unit((n, d), 2), unit((k, d), 3).T.contiguous()
+
+    def moco(q):
+        """moco/builder.py"""
+        positive = torch.einsum("nc,nc->n", [q, key]).unsqueeze(-1)
+        logits = torch.cat([positive, torch.einsum("nc,ck->nk", [q, queue.clone()])], dim=1)
+        return F.cross_entropy(logits / 0.07, torch.zeros(n, dtype=torch.long))
+
+    return {"moco": with_grad(moco, torch.tensor(1.0), unit((n, d), 1))}
+
+
 # ---- convolution
 
 for groups in [1, 4]:

@@ -126,7 +126,10 @@ inline void to_main() {
   __sanitizer_finish_switch_fiber(t->fake, &c.main_bottom, &c.main_size);
 #endif
 }
+// Under TSan a fiber lives on and meets its next block in the loop: making one costs a millisecond. Elsewhere each
+// block starts on a fresh stack.
 inline void entry() {
+ for (;;) {
   Ctx& c = ctx();
 #ifdef SIMT_ASAN
   __sanitizer_finish_switch_fiber(nullptr, &c.main_bottom, &c.main_size);
@@ -142,7 +145,11 @@ inline void entry() {
     Thread* t = c.cur; if (!t->cp.empty()) die("thread exits with cp.async in flight", t->line);
     t->st = DONE; c.live--; c.wp[t->warp].live--;
     if (c.arrived) die("thread exits while others wait in __syncthreads", c.bline); }
-  to_main(); std::abort();
+  to_main();
+#ifndef SIMT_TSAN
+  std::abort();
+#endif
+ }
 }
 inline void run(Thread& t) {
   Ctx& c = ctx(); c.cur = &t;
@@ -230,7 +237,9 @@ inline void launch(dim3 g, dim3 b, size_t smem, bool flat, const std::function<v
 #ifdef SIMT_TSAN
   c.main_fiber = __tsan_get_current_fiber();
 #endif
-  c.th.resize(n); c.wp.resize(n / 32); c.bdim = b; c.gdim = g; c.body = &body; c.rng.seed(seed()); c.seed = seed();
+  c.th.reserve(1024); c.wp.reserve(32);                          // suspended fibers stay where they are
+  if (c.th.size() < n) { c.th.resize(n); c.wp.resize(n / 32); }  // never fewer: they own stacks
+  c.bdim = b; c.gdim = g; c.body = &body; c.rng.seed(seed()); c.seed = seed();
   for (auto& t : c.th) if (!t.stack)
     t.stack = (char*)mmap(nullptr, kStack, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   std::vector<unsigned> order(n);
@@ -255,14 +264,15 @@ inline void launch(dim3 g, dim3 b, size_t smem, bool flat, const std::function<v
 #ifdef SIMT_ASAN
       __asan_unpoison_memory_region(t.stack, kStack);  // frames of the last block never returned
 #endif
+#ifdef SIMT_TSAN
+      if (t.fiber) continue;
+      t.fiber = __tsan_create_fiber(0);
+#endif
 #ifdef SIMT_UCONTEXT
       getcontext(&t.uc); t.uc.uc_stack.ss_sp = t.stack; t.uc.uc_stack.ss_size = kStack; t.uc.uc_link = nullptr;
       makecontext(&t.uc, entry, 0);
 #else
       void** p = (void**)(t.stack + kStack); *--p = nullptr; *--p = (void*)entry; for (int k = 0; k < 6; k++) *--p = nullptr; t.sp = p;
-#endif
-#ifdef SIMT_TSAN
-      t.fiber = __tsan_create_fiber(0);
 #endif
     }
     // Schedules: seed 0 = round robin. Odd seeds = greedy, one warp runs as far as it can (largest skew).
@@ -292,9 +302,6 @@ inline void launch(dim3 g, dim3 b, size_t smem, bool flat, const std::function<v
         die("deadlock", 0);
       }
     }
-#ifdef SIMT_TSAN
-    for (auto& t : c.th) __tsan_destroy_fiber(t.fiber);
-#endif
 #ifdef SIMT_ASAN
     __asan_unpoison_memory_region(c.dyn + smem, (smem + 127) / 128 * 128 + 128 - smem);
 #endif

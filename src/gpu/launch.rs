@@ -1,6 +1,6 @@
 //! From tensors to kernel arguments.
 
-use super::{driver, memory::Buffer, sys};
+use super::{driver, graph, memory::Buffer, sys};
 use crate::{
     DType, Device, Error, Result, Tensor,
     shape::{Dims, Strides, contiguous_strides, count},
@@ -27,6 +27,14 @@ pub(crate) fn empty_strided(
         return Err(Error::op(op, format!("internal: {} is no GPU", like.device())));
     };
     let buffer = Buffer::new(index, count(shape) * dtype.size())?;
+    Ok(Tensor::from_storage(Storage::Cuda(buffer), Dims::from_slice(shape), strides, dtype, op))
+}
+
+/// A tensor of unspecified content on GPU `index`, row-major.
+pub(crate) fn empty_on(index: usize, shape: &[usize], dtype: DType, op: &'static str) -> Result<Tensor> {
+    driver::open(index)?;
+    let buffer = Buffer::new(index, count(shape) * dtype.size())?;
+    let strides = contiguous_strides(shape);
     Ok(Tensor::from_storage(Storage::Cuda(buffer), Dims::from_slice(shape), strides, dtype, op))
 }
 
@@ -66,8 +74,10 @@ pub(crate) fn launch<const N: usize>(
     };
     let mut views = Vec::with_capacity(N);
     for t in tensors {
+        graph::touch(t);
         views.push(view(op, t, device)?);
     }
+    graph::enter(index)?;
     let stream = driver::stream(index)?;
     match f(std::array::from_fn(|i| views[i]), stream) {
         0 => Ok(()),
@@ -78,4 +88,12 @@ pub(crate) fn launch<const N: usize>(
             Err(Error::op(op, format!("kernel: {text} ({})", shapes.join(", "))))
         }
     }
+}
+
+/// The value's bits, in the lower ones of 64.
+pub(crate) fn bits_of<T: crate::dtype::Element>(value: T) -> u64 {
+    let mut bits = 0u64;
+    let to = std::ptr::from_mut(&mut bits).cast::<u8>();
+    unsafe { std::ptr::copy_nonoverlapping(std::ptr::from_ref(&value).cast::<u8>(), to, size_of::<T>()) };
+    bits
 }

@@ -4,6 +4,7 @@ mod attention;
 mod binary;
 mod cast;
 mod cat;
+pub(crate) mod contrastive;
 pub(crate) mod conv;
 mod create;
 mod dropout;

@@ -1,10 +1,12 @@
 //! smalti's side of the comparison.
 
+#[cfg(target_arch = "x86_64")]
+mod peak;
 #[path = "../../worker.rs"]
 mod worker;
 
 use smalti::{
-    BackwardOptions, ConvOptions, Rng, Tensor,
+    BackwardOptions, ConvOptions, CrossEntropy, DType, Rng, Tensor,
     nn::{Block, BlockConfig, Gelu, Params},
     optim::{AdamW, Algorithm, Optimizer, no_decay_1d},
 };
@@ -132,6 +134,47 @@ fn attention(name: &str) -> Result<Vec<Variant>> {
     })])
 }
 
+fn unit(shape: &[usize], seed: u32) -> smalti::Result<Tensor> {
+    let x = tensor(shape, seed, 1.0, 0.0)?;
+    x.div(&x.mul(&x)?.sum_keepdim(1)?.sqrt()?)
+}
+
+fn contrastive(name: &str) -> Result<Vec<Variant>> {
+    let [n, d] = sizes(name)?;
+    let one = || Tensor::from_slice(&[1f32], &[] as &[usize]);
+    let scale = Tensor::from_slice(&[14f32], &[] as &[usize])?;
+    let inputs = vec![unit(&[n, d], 1)?, unit(&[n, d], 2)?, scale];
+    let labels = Tensor::arange(n, DType::I64)?;
+    let options = CrossEntropy::default();
+    let composed = move |x: &[Tensor]| {
+        let logits = x[0].matmul(&x[1].t()?)?.mul(&x[2])?;
+        let both = logits.cross_entropy(&labels, &options)?.add(&logits.t()?.cross_entropy(&labels, &options)?)?;
+        both.mul_scalar(0.5)
+    };
+    Ok(vec![
+        backward("contrastive_loss", one()?, inputs.clone(), |x| x[0].contrastive_loss(&x[1], &x[2])),
+        backward("composed", one()?, inputs, composed),
+    ])
+}
+
+fn info_nce(name: &str) -> Result<Vec<Variant>> {
+    let [n, k, d] = sizes(name)?;
+    let one = || Tensor::from_slice(&[1f32], &[] as &[usize]);
+    let (key, queue) = (unit(&[n, d], 2)?, unit(&[k, d], 3)?.t()?.contiguous()?);
+    let (same_key, same_queue) = (key.clone(), queue.clone());
+    let labels = Tensor::zeros([n], DType::I64)?;
+    let composed = move |x: &[Tensor]| {
+        let positive = x[0].mul(&same_key)?.sum_keepdim(1)?;
+        let logits = Tensor::cat(&[positive, x[0].matmul(&same_queue)?], 1)?.mul_scalar(1.0 / 0.07)?;
+        logits.cross_entropy(&labels, &CrossEntropy::default())
+    };
+    let inputs = vec![unit(&[n, d], 1)?];
+    Ok(vec![
+        backward("info_nce", one()?, inputs.clone(), move |x| Ok(x[0].info_nce(&key, &queue, 0.07)?.loss)),
+        backward("composed", one()?, inputs, composed),
+    ])
+}
+
 fn cases(name: &str) -> Result<Option<Vec<Variant>>> {
     let plain = |shape: &[usize], seed| tensor(shape, seed, 1.0, 0.0);
     let dy = || plain(&X, 9);
@@ -160,7 +203,11 @@ fn cases(name: &str) -> Result<Option<Vec<Variant>>> {
         (_, "gelu/forward+backward") => {
             vec![backward("gelu", dy()?, vec![tensor(&X, 1, 3.0, 0.0)?], |x| x[0].gelu())]
         }
+        #[cfg(target_arch = "x86_64")]
+        ("fma_peak", _) => peak::variants(sizes::<1>(name)?[0]),
         ("attention", _) => attention(name)?,
+        ("contrastive", _) => contrastive(name)?,
+        ("info_nce", _) => info_nce(name)?,
         ("conv2d", _) => conv2d(name, plain)?,
         (_, "vit_block") => vec![vit_block(dy()?)?],
         (_, "mae_step") => vec![mae_step()?],

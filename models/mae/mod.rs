@@ -3,6 +3,8 @@
 //! Most patches of an image are hidden, the encoder sees only the visible ones, and a small decoder predicts
 //! the pixels of the hidden ones. Parameter names are those of the official checkpoints.
 
+pub mod transfer;
+
 use crate::backbones::vit::{Encoder, ImageSize, VitConfig, four, init_linears, three, tiny, yes};
 use serde::{Deserialize, Serialize};
 use smalti::{
@@ -219,7 +221,9 @@ impl Mae {
     /// # Errors
     /// None that the constructor has not met.
     pub fn random_mask(&self, n: usize, rng: &mut Rng) -> Result<Masking> {
-        self.mask(&Tensor::rand([n, self.config.vit().patches()?], rng)?)
+        let (patches, kept) = (self.config.vit().patches()?, self.config.kept()?);
+        let (ids_keep, ids_restore, mask) = Tensor::random_masking(n, patches, kept, rng)?;
+        Ok(Masking { ids_keep, ids_restore, mask })
     }
 
     /// Encoder on the visible patches: `[N, 1 + K, D]`.
