@@ -9,7 +9,7 @@ namespace attention {
 namespace {
 
 template <class T, int DP, int REL, int NT, int THREADS, int BLOCKS> int32_t queries(Problem p, void* stream) {
-  const int warps = warps_for(p.qs.rows(), THREADS / 32);
+  const int warps = warps_for(p.qs.rows(), 16, THREADS / 32);
   const uint32_t blocks = blocks_of(p, p.qs.rows(), warps * 16);
   const DqLayout<DP, NT, REL> layout(p.ks, warps);
   if (!blocks || layout.bytes > kMaxSmem) return kInvalid;
@@ -30,7 +30,7 @@ template <class T, int DP> int32_t all_queries(const Problem& p, void* stream) {
 
 template <class T, int DP> int32_t all_keys(Problem& p, void* stream) {
   constexpr int THREADS = 128;
-  const int warps = warps_for(p.ks.rows(), THREADS / 32);
+  const int warps = warps_for(p.ks.rows(), 16, THREADS / 32);
   const uint32_t blocks = blocks_of(p, p.ks.rows(), warps * 16);
   const DkvLayout<DP> layout(p.ks, warps, true);
   if (!blocks || layout.bytes > kMaxSmem) return kInvalid;
