@@ -11,14 +11,15 @@ template <class T, int DP> inline int64_t simt_dq_bytes(const Problem& p) {
   return (int64_t)sizeof(T) * (4 * S * kRow<DP> + S * kWeights<T> + 2 * S + (p.rel_h ? 2 * S * (p.ks.win_h + p.ks.win_w) : 0));
 }
 
-/// lse and delta of a tile's queries; queries outside the image get weight zero.
-template <class T> DEV void simt_row_values(T* lse, T* delta, const Problem& p, const Place& w, int first, int rows) {
+/// lse, delta and, if `norm` is there, the factors of a tile's queries; queries outside the image get weight zero.
+template <class T> DEV void simt_row_values(T* lse, T* delta, T* norm, const Problem& p, const Place& w, int first, int rows) {
   for (int r = threadIdx.x; r < rows; r += blockDim.x) {
     const int y = (first + r) / p.qs.win_w, x = first + r - y * p.qs.win_w;
     const bool in = inside(p.qs, w, y, x);
     const int64_t i = in ? query_index(p, w, y, x) : 0;
     lse[r] = in ? ((const T*)p.lse)[i] : (T)INFINITY;
     delta[r] = in ? ((const T*)p.delta)[i] : (T)0;
+    if (norm) norm[r] = in ? ((const T*)p.norm)[i] : (T)0;
   }
 }
 
@@ -34,7 +35,7 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_dq(const 
   const T scale = (T)p.scale;
   simt_rows<T, DP>(sq, p, p.q, p.qs, w, first, S);
   simt_rows<T, DP>(sgo, p, p.go, p.qs, w, first, S);
-  simt_row_values(lse, delta, p, w, first, S);
+  simt_row_values(lse, delta, (T*)nullptr, p, w, first, S);
   __syncthreads();
   if (p.rel_h) {
     simt_relative<T, DP>(terms, sq, p, first, S);
@@ -42,6 +43,8 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_dq(const 
   }
   T dq[R][C];
   UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < C; j++) dq[i][j] = 0;
+  T total[R];  // of this thread's weights by row
+  UNROLL for (int i = 0; i < R; i++) total[i] = 0;
   const int end = p.causal && first + S < keys ? first + S : keys;
   for (int k0 = 0; k0 < end; k0 += S) {
     simt_rows<T, DP>(sk, p, p.k, p.ks, w, k0, S);
@@ -57,7 +60,9 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_dq(const 
         T x = s[i][j] * scale;
         if (p.rel_h && key < keys) x += terms[r * n + ky] + terms[r * n + kh + kx];
         const bool seen = key < keys && !(p.causal && key > first + r);
-        weights[r * kWeights<T> + tx + 16 * j] = seen ? exp_of(x - lse[r]) * (ds[i][j] - delta[r]) : (T)0;
+        const T weight = seen ? exp_of(x - lse[r]) : (T)0;
+        total[i] += weight;
+        weights[r * kWeights<T> + tx + 16 * j] = weight * (ds[i][j] - delta[r]);
       }
     }
     __syncthreads();
@@ -72,6 +77,12 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_dq(const 
     }
     __syncthreads();
   }
+  // lse of large logits is rounded coarsely; the weights are put right by their own sum.
+  T norm[R];
+  UNROLL for (int i = 0; i < R; i++) {
+    for (int m = 1; m < 16; m <<= 1) total[i] += __shfl_xor_sync(~0u, total[i], m);
+    norm[i] = (T)1 / total[i];
+  }
   UNROLL for (int i = 0; i < R; i++) {
     const int row = ty + 16 * i, r = first + row, y = r / p.qs.win_w, x = r - y * p.qs.win_w;
     if (r >= queries || !inside(p.qs, w, y, x)) continue;
@@ -84,25 +95,26 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_dq(const 
         for (int k = 0; k < kh; k++) d += sums[row * n + k] * ((const T*)p.rel_h)[(int64_t)(y - k + kh - 1) * p.q.n + c];
         for (int k = 0; k < p.ks.win_w; k++) d += sums[row * n + kh + k] * ((const T*)p.rel_w)[(int64_t)(x - k + p.ks.win_w - 1) * p.q.n + c];
       }
-      out[c] = d;
+      out[c] = d * norm[i];
     }
+    if (tx == 0) ((T*)p.norm)[query_index(p, w, y, x)] = norm[i];
     if (p.rel_h) {
       const int64_t to = query_index(p, w, y, x) * n;
-      for (int k = tx; k < n; k += 16) { ((T*)p.rel)[to + k] = terms[row * n + k]; ((T*)p.drel)[to + k] = sums[row * n + k]; }
+      for (int k = tx; k < n; k += 16) { ((T*)p.rel)[to + k] = terms[row * n + k]; ((T*)p.drel)[to + k] = sums[row * n + k] * norm[i]; }
     }
   }
 }
 
 template <class T, int DP> inline int64_t simt_dkv_bytes() {
   constexpr int64_t S = kSide<T>;
-  return (int64_t)sizeof(T) * (4 * S * kRow<DP> + 2 * S * kWeights<T> + 2 * S);
+  return (int64_t)sizeof(T) * (4 * S * kRow<DP> + 2 * S * kWeights<T> + 3 * S);
 }
 
 template <class T, int DP> __global__ void __launch_bounds__(256) simt_dkv(const Problem p) {
   constexpr int S = kSide<T>, R = S / 16, C = DP / 16;
   DYN_SMEM(sm);
   T *sk = (T*)sm, *sv = sk + S * kRow<DP>, *sq = sv + S * kRow<DP>, *sgo = sq + S * kRow<DP>, *weights = sgo + S * kRow<DP>;
-  T *slopes = weights + S * kWeights<T>, *lse = slopes + S * kWeights<T>, *delta = lse + S;
+  T *slopes = weights + S * kWeights<T>, *lse = slopes + S * kWeights<T>, *delta = lse + S, *norm = delta + S;
   const int tid = threadIdx.x, tx = tid & 15, ty = tid >> 4;
   const Place w = place_of(p);
   const int first = w.tile * S, queries = p.qs.win_h * p.qs.win_w, keys = p.ks.win_h * p.ks.win_w, kh = p.ks.win_h, n = kh + p.ks.win_w;
@@ -114,7 +126,7 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_dkv(const
   for (int q0 = p.causal ? first / S * S : 0; q0 < queries; q0 += S) {
     simt_rows<T, DP>(sq, p, p.q, p.qs, w, q0, S);
     simt_rows<T, DP>(sgo, p, p.go, p.qs, w, q0, S);
-    simt_row_values(lse, delta, p, w, q0, S);
+    simt_row_values(lse, delta, norm, p, w, q0, S);
     __syncthreads();
     T s[R][R], ds[R][R];
     dot_rows<T, DP, R>(s, sk, sq, ty, tx);
@@ -128,7 +140,7 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_dkv(const
         const bool seen = in && key < keys && !(p.causal && key > q);
         T z = s[i][j] * scale;
         if (p.rel_h && seen) z += term[ky] + term[kh + kx];
-        const T weight = seen ? exp_of(z - lse[c]) : (T)0;
+        const T weight = seen ? exp_of(z - lse[c]) * norm[c] : (T)0;
         weights[r * kWeights<T> + c] = weight;
         slopes[r * kWeights<T> + c] = seen ? weight * (ds[i][j] - delta[c]) : (T)0;
       }

@@ -120,8 +120,8 @@ template <class T> void run(Sizes s, double deviation = 1.0, bool again = false)
   test::check_close("lse", lse.get(), exact.lse, sizeof(T) == 8 ? 1e-13 : 2e-6);
 
   test::Dev<T> go(mg), gq(mq.size()), gk(mk.size() + 1), gv(mv.size() + 1);
-  test::Dev<Acc<T>> delta(nq);
-  const smalti_view g = at(go.p, s.lq, s.dv, 0, 1), dl = test::view(delta, {s.b, s.h, s.lq}), vq = at(gq.p, s.lq, s.d, 0, parts),
+  test::Dev<Acc<T>> delta(2 * nq);
+  const smalti_view g = at(go.p, s.lq, s.dv, 0, 1), dl = test::view(delta, {2, s.b, s.h, s.lq}), vq = at(gq.p, s.lq, s.d, 0, parts),
                     vk = at(packed ? gq.p : gk.p, s.lk, s.d, packed ? 1 : 0, parts), vv = at(packed ? gq.p : gv.p, s.lk, s.dv, packed ? 2 : 0, parts);
   CHECK_RC(smalti_attention_backward(&q, &k, &v, &o, &g, &l, &dl, &vq, &vk, &vv, scale, s.causal, nullptr));
   const auto rq = gq.get(), rk = packed ? rq : gk.get(), rv = packed ? rq : gv.get();

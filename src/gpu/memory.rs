@@ -108,7 +108,6 @@ impl Buffer {
         self.pool
     }
 
-    #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.bytes
     }

@@ -70,7 +70,8 @@ pub fn backward(saved: &Saved, grad: &Tensor, slopes: [&Tensor; 3], op: &'static
     let plan = &saved.plan;
     let [q, k, v] = &saved.views;
     let lse = per_row(plan, &saved.lse);
-    let delta = gpu::empty(q, lse.shape(), lse.dtype(), op)?;
+    let rows: Dims = [2].iter().chain(lse.shape()).copied().collect();
+    let delta = gpu::empty(q, &rows, lse.dtype(), op)?;
     let (q, k, v) = (four(plan, q)?, four(plan, k)?, four(plan, v)?);
     let (out, grad) = (four(plan, &saved.out)?, four(plan, grad)?);
     let [dq, dk, dv] = slopes.map(|t| four(plan, t));

@@ -37,7 +37,7 @@ pub fn takes(t: &Tensor, plan: &Plan) -> bool {
 fn image(plan: &Plan, t: &Tensor, parts: usize) -> Tensor {
     let [h, w] = plan.q.image;
     let token = parts * plan.heads * plan.d;
-    let strides: Strides = [h * w * token, plan.d, w * token, token, 1].map(|n| n as isize).into();
+    let strides: Strides = [h * w * token, plan.d, w * token, token, 1].iter().map(|&n| n as isize).collect();
     t.view_as(smallvec![plan.batch, plan.heads, h, w, plan.d], strides, t.offset(), OP)
 }
 

@@ -3,7 +3,7 @@
 //! CVPR 2022, "MViTv2", arXiv:2112.01526, equation 4 (facebookresearch/detectron2, `modeling/backbone/utils.py`).
 //!
 //! Windows are read and written in place. What stands in memory at one time is a block of queries against one
-//! window; the backward computes it again from the log-sum-exp of its rows, as plain attention does.
+//! window; the backward computes it again.
 
 mod cpu;
 

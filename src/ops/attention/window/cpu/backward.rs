@@ -1,4 +1,4 @@
-//! The backward: weights again from the log-sum-exp; sums that many windows share are kept apart for each of a
+//! The backward: weights again from the logits; sums that many windows share are kept apart for each of a
 //! fixed number of parts, which are added in order.
 
 use super::{
@@ -46,7 +46,6 @@ pub fn backward<T: Number>(saved: &Saved, grad: &Tensor, packed: bool) -> Slopes
         task,
         out: Field::<Shared<T>>::of(&saved.out),
         grad: Field::<Shared<T>>::of(grad),
-        lse: saved.lse.cpu_slice::<T>(),
         fields,
         tables: [SharedMut::new(&mut sums_h), SharedMut::new(&mut sums_w)],
         bias: SharedMut::new(&mut sums_b),
@@ -78,7 +77,6 @@ struct BackwardTask<'a, T: Number> {
     task: Task<'a, T>,
     out: Field<Shared<T>>,
     grad: Field<Shared<T>>,
-    lse: &'a [T],
     /// Gradients of queries, keys, values.
     fields: [Field<SharedMut<T>>; 3],
     tables: [SharedMut<T>; 2],
@@ -159,14 +157,16 @@ impl<T: Number> BackwardTask<'_, T> {
         for i in 0..n {
             let (p, ds) = (&mut work.p[i * keys..][..keys], &mut slope.ds[i * keys..][..keys]);
             let (out, grad) = (&slope.out[i * d..][..d], &slope.grad[i * d..][..d]);
-            let lse = self.lse[task.row_index(place, first + i)];
             simd(
                 #[inline(always)]
                 || {
                     let delta =
                         rows::sum_of(d, |c| unsafe { *out.get_unchecked(c) * *grad.get_unchecked(c) });
+                    // Not from the log-sum-exp: where logits are large it is rounded too coarsely.
+                    let max = rows::max(p);
+                    let norm = T::ONE / rows::exp_in_place(p, max);
                     for (p, ds) in p.iter_mut().zip(ds) {
-                        *p = (*p - lse).exp();
+                        *p *= norm;
                         *ds = *p * (*ds - delta);
                     }
                 },
