@@ -286,7 +286,7 @@ int32_t smalti_masked_loss(const smalti_view *pred, const smalti_view *images, c
 int32_t smalti_attention_forward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
                                  const smalti_view *out, const smalti_view *lse, double scale, int32_t causal,
                                  void *stream);
-/* grad and out as out, dq, dk, dv as q, k, v; delta [B,H,Lq] is a workspace like lse. */
+/* grad and out as out, dq, dk, dv as q, k, v; delta [2,B,H,Lq], dense, is a workspace of the dtype of lse. */
 int32_t smalti_attention_backward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
                                   const smalti_view *out, const smalti_view *grad, const smalti_view *lse,
                                   const smalti_view *delta, const smalti_view *dq, const smalti_view *dk,

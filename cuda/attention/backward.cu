@@ -75,11 +75,13 @@ extern "C" int32_t smalti_attention_backward(const smalti_view* q, const smalti_
   Problem p;
   if (!plain_problem(p, q, k, v, out, lse, scale, causal)) return kInvalid;
   if (!field(p.go, *grad, 4) || !field(p.dq, *dq, 4) || !field(p.dk, *dk, 4) || !field(p.dv, *dv, 4)) return kInvalid;
-  if (!same(*grad, *out) || !same(*dq, *q) || !same(*dk, *k) || !same(*dv, *v) || !same(*delta, *lse) || !dense(*delta)) return kInvalid;
+  if (!same(*grad, *out) || !same(*dq, *q) || !same(*dk, *k) || !same(*dv, *v) || delta->rank != 4 || delta->shape[0] != 2 || !dense(*delta)) return kInvalid;
+  for (int i = 0; i < 3; i++) if (delta->shape[i + 1] != lse->shape[i]) return kInvalid;
   for (const smalti_view* t : {grad, dq, dk, dv}) if (t->dtype != q->dtype) return kInvalid;
   if (delta->dtype != lse->dtype) return kInvalid;
   if (elements(*q) == 0 && elements(*dk) == 0) return 0;
   p.delta = delta->ptr;
+  p.norm = (char*)delta->ptr + elements(*lse) * bytes_of(delta->dtype);
   note_alignment(p, q->dtype);
   return backward_any(p, q->dtype, stream);
 }

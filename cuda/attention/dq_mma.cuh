@@ -40,7 +40,7 @@ DEV void terms_out(void* to, int offset, int extent, const float* scratch, int s
 template <class T, int DP, int NT, int REL, int THREADS, int BLOCKS>
 __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
   constexpr int LD = kLd<DP>, CW = REL > 0 ? REL : 1, STAGE = NT * 8 * LD;
-  constexpr bool KEEP = DP <= 64, BORROW = REL == kShared || REL == kRow64;
+  constexpr bool KEEP = DP <= 64, KEEP_Q = KEEP || (REL != kNone && DP <= 80), BORROW = REL == kShared || REL == kRow64;
   DYN_SMEM(sm);
   const int tid = threadIdx.x, threads = blockDim.x, lane = tid & 31, warp = tid >> 5, warps = threads >> 5;
   const int g = lane >> 2, t2 = (lane & 3) * 2;
@@ -133,8 +133,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
       clear(ds);
       UNROLL for (int k = 0; k < DP / 16; k++) {
         uint32_t b[4], qa[4], ga[4];
-        if (!KEEP) { if (REL == kNone) load_a(qa, sq, LD, k * 16, lane); load_a(ga, sgo, LD, k * 16, lane); }
-        UNROLL for (int e = 0; e < 4; e++) { if (KEEP || REL != kNone) qa[e] = q[KEEP || REL != kNone ? k : 0][e]; if (KEEP) ga[e] = go[KEEP ? k : 0][e]; }
+        if (!KEEP_Q) load_a(qa, sq, LD, k * 16, lane);
+        if (!KEEP) load_a(ga, sgo, LD, k * 16, lane);
+        UNROLL for (int e = 0; e < 4; e++) { if (KEEP_Q) qa[e] = q[KEEP_Q ? k : 0][e]; if (KEEP) ga[e] = go[KEEP ? k : 0][e]; }
         load_b(b, sk + n * 8 * LD, LD, k * 16, lane);
         mma(T{}, s[0], qa, b[0], b[1]);
         mma(T{}, s[1], qa, b[2], b[3]);

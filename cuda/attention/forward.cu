@@ -26,7 +26,7 @@ template <class T> int32_t run_mma(Problem p, void* stream) {
     const int warps = warps_of(p.qs.rows(), MT * 16, 4);
     const uint32_t blocks = blocks_of(p, p.qs.rows(), warps * MT * 16);
     const ForwardLayout<DP, MT, NT, kNone> layout(p.ks, warps);
-    auto kernel = forward_mma<T, DP, MT, NT, kNone, 128, 2>;
+    auto kernel = forward_mma<T, DP, MT, NT, NT, kNone, 128, 2>;
     if (!blocks) return kInvalid;
     LAUNCH(rc, kernel, dim3(blocks), dim3(warps * 32), layout.bytes, stream, p);
   })

@@ -1,5 +1,6 @@
-// Forward for bf16 and f16: a warp holds MT tiles of 16 queries in registers and meets the keys NT tiles of 8 at
-// a time, two stages in flight, with the running maximum and sum of FlashAttention-2 (Dao, arXiv:2307.08691).
+// Forward for bf16 and f16: a warp holds MT tiles of 16 queries in registers; keys come NT tiles of 8 at a time, two
+// stages in flight, and are met SUB tiles at a time, with the running maximum and sum of FlashAttention-2 (Dao,
+// arXiv:2307.08691). MT = 2 halves the reads of shared memory, which bound long sequences; SUB bounds registers.
 #pragma once
 #include "tile.cuh"
 
@@ -24,7 +25,7 @@ template <int DP, int MT, int NT, int REL> struct ForwardLayout {
   }
 };
 
-template <class T, int DP, int MT, int NT, int REL, int THREADS, int BLOCKS>
+template <class T, int DP, int MT, int NT, int SUB, int REL, int THREADS, int BLOCKS>
 __global__ void __launch_bounds__(THREADS, BLOCKS) forward_mma(const Problem p) {
   constexpr int LD = kLd<DP>, CW = REL > 0 ? REL : 1;
   constexpr bool KEEP_Q = DP <= 80;  // else Q is read again for each key tile
@@ -103,23 +104,25 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_mma(const Problem p) 
     cp_wait<1>();
     __syncthreads();
     const T *sk = stage + (j & 1) * 2 * STAGE, *sv = sk + STAGE;
-    const int left = end - j * NT, pairs = active ? (left + 1) / 2 : 0;
-    if (active) {
-      float s[MT][NT][4];
+    Cursor c;
+    c.start(p.ks, j * NT * 8);
+    UNROLL for (int n0 = 0; n0 < NT; n0 += SUB) if (active && j * NT + n0 < end) {
+      const int pairs = (end - j * NT - n0 + 1) / 2;
+      float s[MT][SUB][4];
       UNROLL for (int m = 0; m < MT; m++) clear(s[m]);
       UNROLL for (int k = 0; k < DP / 16; k++) {
         if (!KEEP_Q) {
           uint32_t a[MT][4];
           UNROLL for (int m = 0; m < MT; m++) load_a(a[m], sq + m * 16 * LD, LD, k * 16, lane);
-          UNROLL for (int n = 0; n < NT; n += 2) if (n / 2 < pairs) {
+          UNROLL for (int n = 0; n < SUB; n += 2) if (n / 2 < pairs) {
             uint32_t b[4];
-            load_b(b, sk + n * 8 * LD, LD, k * 16, lane);
+            load_b(b, sk + (n0 + n) * 8 * LD, LD, k * 16, lane);
             UNROLL for (int m = 0; m < MT; m++) { mma(T{}, s[m][n], a[m], b[0], b[1]); mma(T{}, s[m][n + 1], a[m], b[2], b[3]); }
           }
         } else {
-          UNROLL for (int n = 0; n < NT; n += 2) if (n / 2 < pairs) {
+          UNROLL for (int n = 0; n < SUB; n += 2) if (n / 2 < pairs) {
             uint32_t b[4];
-            load_b(b, sk + n * 8 * LD, LD, k * 16, lane);
+            load_b(b, sk + (n0 + n) * 8 * LD, LD, k * 16, lane);
             UNROLL for (int m = 0; m < MT; m++) {
               mma(T{}, s[m][n], q[KEEP_Q ? m : 0][k], b[0], b[1]);
               mma(T{}, s[m][n + 1], q[KEEP_Q ? m : 0][k], b[2], b[3]);
@@ -128,9 +131,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_mma(const Problem p) 
         }
       }
       // Logits in units of log2: scale, relative terms, masks.
-      Cursor c;
-      c.start(p.ks, j * NT * 8);
-      UNROLL for (int n = 0; n < NT; n++) {
+      UNROLL for (int n = 0; n < SUB; n++) {
         const bool row = c.y < p.ks.win_h;
         UNROLL for (int m = 0; m < MT; m++) UNROLL for (int h = 0; h < 2; h++) {
           float* mine = scratch + (m * 16 + g + h * 8) * at.stride;
@@ -139,7 +140,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_mma(const Problem p) 
             float& x = s[m][n][2 * h + e];
             const int kx = c.x + t2 + e;
             x *= scale;
-            if (REL > 0) x = row ? x + rh + column[REL > 0 ? m : 0][h][(n % CW) * 2 + e] : -INFINITY;
+            if (REL > 0) x = row ? x + rh + column[REL > 0 ? m : 0][h][((n0 + n) % CW) * 2 + e] : -INFINITY;
             else if (REL == kShared) x = row && kx < p.ks.win_w ? x + rh + mine[p.ks.win_h + kx] : -INFINITY;
             else if (!row || kx >= p.ks.win_w || (p.causal && kx > first + m * 16 + g + h * 8)) x = -INFINITY;
           }
@@ -150,24 +151,24 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_mma(const Problem p) 
         float keep[2];
         UNROLL for (int h = 0; h < 2; h++) {
           float now = top[m][h];
-          UNROLL for (int n = 0; n < NT; n++) { now = fmaxf(now, s[m][n][2 * h]); now = fmaxf(now, s[m][n][2 * h + 1]); }
+          UNROLL for (int n = 0; n < SUB; n++) { now = fmaxf(now, s[m][n][2 * h]); now = fmaxf(now, s[m][n][2 * h + 1]); }
           now = quad_max(now);
           keep[h] = ex2(top[m][h] - now);
           top[m][h] = now;
           sum[m][h] *= keep[h];
         }
         UNROLL for (int d = 0; d < DP / 8; d++) UNROLL for (int e = 0; e < 4; e++) o[m][d][e] *= keep[e >> 1];
-        UNROLL for (int n = 0; n < NT; n++) UNROLL for (int e = 0; e < 4; e++) {
+        UNROLL for (int n = 0; n < SUB; n++) UNROLL for (int e = 0; e < 4; e++) {
           s[m][n][e] = ex2(s[m][n][e] - top[m][e >> 1]);
           sum[m][e >> 1] += s[m][n][e];
         }
       }
-      UNROLL for (int n = 0; n < NT; n += 2) if (n / 2 < pairs) {
+      UNROLL for (int n = 0; n < SUB; n += 2) if (n / 2 < pairs) {
         uint32_t a[MT][4];
         UNROLL for (int m = 0; m < MT; m++) as_a<T>(a[m], s[m][n], s[m][n + 1]);
         UNROLL for (int d = 0; d < DP / 8; d += 2) {
           uint32_t b[4];
-          load_bt(b, sv + n * 8 * LD, LD, d * 8, lane);
+          load_bt(b, sv + (n0 + n) * 8 * LD, LD, d * 8, lane);
           UNROLL for (int m = 0; m < MT; m++) { mma(T{}, o[m][d], a[m], b[0], b[1]); mma(T{}, o[m][d + 1], a[m], b[2], b[3]); }
         }
       }

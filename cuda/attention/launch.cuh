@@ -118,9 +118,9 @@ inline int warps_of(int64_t rows, int per_warp, int most) {
   return n < most ? (int)n : most;
 }
 
-/// The same with the tiles of 16 rows shared evenly among blocks.
-inline int warps_for(int64_t rows, int most) {
-  const int64_t tiles = (rows + 15) / 16, blocks = (tiles + most - 1) / most;
+/// The same with the rows shared evenly among blocks.
+inline int warps_for(int64_t rows, int per_warp, int most) {
+  const int64_t tiles = (rows + per_warp - 1) / per_warp, blocks = (tiles + most - 1) / most;
   return (int)((tiles + blocks - 1) / blocks);
 }
 

@@ -32,6 +32,7 @@ struct Problem {
   double scale;
   const void *rel_h, *rel_w;  // [2 win_h - 1, D], [2 win_w - 1, D], adjacent, or null
   void *lse, *delta;          // [B, H, Y, X] of queries
+  void* norm;                 // the same, f32 and f64 only: 1 / sum of exp(logits - lse), which rounding of lse keeps from 1
   void *rel, *drel;           // [B, H, Y, X, win_h + win_w]: relative terms of each query, and their gradients
   void* pad_part;             // [B * border windows, H, slots, 2, D]: sums of dk and dv over padding
   int32_t pad_slots;

@@ -14,33 +14,62 @@ DEV double log_of(double x) { return log(x); }
 /// Tile side by type.
 template <class T> constexpr int kSide = sizeof(T) == 4 ? 64 : 32;
 
-/// Tokens `first ..` of a side, numbered without spare columns, to a tile with rows of LD.
-template <class T, int DP> DEV void simt_rows(T* dst, const Field& f, const Side& s, const Place& w, int first, int rows) {
-  for (int i = threadIdx.x; i < rows * DP; i += blockDim.x) {
-    const int r = i / DP, c = i % DP, y = (first + r) / s.win_w, x = first + r - y * s.win_w;
+/// Row strides of the tiles: whole quads, and 4 mod 32 words apart, so that eight rows lie in different banks.
+template <int DP> constexpr int kRow = DP + 4;
+template <class T> constexpr int kWeights = kSide<T> + 4;
+
+template <class A> struct alignas(4 * sizeof(A)) Quad { A v[4]; };
+
+/// Tokens `first ..` of a side, numbered without spare columns, to a tile.
+template <class T, int DP> DEV void simt_rows(T* dst, const Problem& p, const Field& f, const Side& s, const Place& w, int first, int rows) {
+  for (int i = threadIdx.x; i < rows * (DP / 4); i += blockDim.x) {
+    const int r = i / (DP / 4), c = i % (DP / 4) * 4, y = (first + r) / s.win_w, x = first + r - y * s.win_w;
     const T* from = c < f.n ? source<T>(f, s, w, y, x) : nullptr;
-    dst[r * (DP + 1) + c] = from ? from[c] : (T)0;
+    T* to = dst + r * kRow<DP> + c;
+    if (sizeof(T) == 4 && from && p.wide) {
+      *(uint4*)to = *(const uint4*)(from + c);
+    } else {
+      for (int e = 0; e < 4; e++) to[e] = from && c + e < f.n ? from[c + e] : (T)0;
+    }
   }
 }
 
-/// acc[i][j] += sum over c of a[ty + 16 i][c] * b[tx + 16 j][c].
+/// The column of a thread's element j of C: groups of up to four adjacent ones.
+template <int C> DEV int column_of(int j, int tx) {
+  constexpr int V = C < 4 ? C : 4;
+  return j / V * 16 * V + tx * V + j % V;
+}
+
+/// acc[i][j] = sum over c of a[ty + 16 i][c] * b[tx + 16 j][c].
 template <class T, int DP, int R> DEV void dot_rows(T (&acc)[R][R], const T* a, const T* b, int ty, int tx) {
+  using Q = Quad<T>;
   UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < R; j++) acc[i][j] = 0;
-  for (int c = 0; c < DP; c++) {
-    T x[R], y[R];
-    UNROLL for (int i = 0; i < R; i++) { x[i] = a[(ty + 16 * i) * (DP + 1) + c]; y[i] = b[(tx + 16 * i) * (DP + 1) + c]; }
-    UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < R; j++) acc[i][j] += x[i] * y[j];
+  for (int c = 0; c < DP; c += 4) {
+    Q x[R], y[R];
+    UNROLL for (int i = 0; i < R; i++) { x[i] = *(const Q*)(a + (ty + 16 * i) * kRow<DP> + c); y[i] = *(const Q*)(b + (tx + 16 * i) * kRow<DP> + c); }
+    UNROLL for (int e = 0; e < 4; e++) UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < R; j++) acc[i][j] += x[i].v[e] * y[j].v[e];
   }
 }
 
-/// acc[i][j] += sum over m of weights(ty + 16 i, m) * rows[m][tx + 16 j]; `weights` has rows of S + 1.
+/// acc[i][j] += sum over m of weights[ty + 16 i][m] * rows[m][column_of(j)].
 template <class T, int DP, int R, int C> DEV void add_rows(T (&acc)[R][C], const T* weights, const T* rows, int ty, int tx) {
-  constexpr int S = 16 * R;
-  for (int m = 0; m < S; m++) {
-    T x[R], y[C];
-    UNROLL for (int i = 0; i < R; i++) x[i] = weights[(ty + 16 * i) * (S + 1) + m];
-    UNROLL for (int j = 0; j < C; j++) y[j] = rows[m * (DP + 1) + tx + 16 * j];
-    UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < C; j++) acc[i][j] += x[i] * y[j];
+  using Q = Quad<T>;
+  constexpr int S = kSide<T>;
+  for (int m = 0; m < S; m += 4) {
+    Q x[R];
+    UNROLL for (int i = 0; i < R; i++) x[i] = *(const Q*)(weights + (ty + 16 * i) * kWeights<T> + m);
+    UNROLL for (int e = 0; e < 4; e++) {
+      T y[C];
+      if constexpr (C % 4 == 0) {
+        UNROLL for (int j = 0; j < C; j += 4) {
+          const Q q = *(const Q*)(rows + (m + e) * kRow<DP> + column_of<C>(j, tx));
+          UNROLL for (int k = 0; k < 4; k++) y[j + k] = q.v[k];
+        }
+      } else {
+        UNROLL for (int j = 0; j < C; j++) y[j] = rows[(m + e) * kRow<DP> + column_of<C>(j, tx)];
+      }
+      UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < C; j++) acc[i][j] += x[i].v[e] * y[j];
+    }
   }
 }
 
@@ -52,7 +81,7 @@ template <class T, int DP> DEV void simt_relative(T* terms, const T* sq, const P
     T sum = 0;
     if (y < p.qs.win_h) {
       const T* table = k < kh ? (const T*)p.rel_h + (int64_t)(y - k + kh - 1) * p.q.n : (const T*)p.rel_w + (int64_t)(x - (k - kh) + kw - 1) * p.q.n;
-      for (int c = 0; c < p.q.n; c++) sum += sq[r * (DP + 1) + c] * table[c];
+      for (int c = 0; c < p.q.n; c++) sum += sq[r * kRow<DP> + c] * table[c];
     }
     terms[i] = sum;
   }
@@ -60,18 +89,18 @@ template <class T, int DP> DEV void simt_relative(T* terms, const T* sq, const P
 
 template <class T, int DP> inline int64_t simt_forward_bytes(const Problem& p) {
   constexpr int64_t S = kSide<T>;
-  return (int64_t)sizeof(T) * (2 * S * (DP + 1) + S * (S + 1) + 3 * S + (p.rel_h ? S * (p.ks.win_h + p.ks.win_w) : 0));
+  return (int64_t)sizeof(T) * (2 * S * kRow<DP> + S * kWeights<T> + 3 * S + (p.rel_h ? S * (p.ks.win_h + p.ks.win_w) : 0));
 }
 
 template <class T, int DP> __global__ void __launch_bounds__(256) simt_forward(const Problem p) {
   constexpr int S = kSide<T>, R = S / 16, C = DP / 16;
   DYN_SMEM(sm);
-  T *sq = (T*)sm, *sk = sq + S * (DP + 1), *weights = sk + S * (DP + 1), *top = weights + S * (S + 1), *sum = top + S, *keep = sum + S, *terms = keep + S;
+  T *sq = (T*)sm, *sk = sq + S * kRow<DP>, *weights = sk + S * kRow<DP>, *top = weights + S * kWeights<T>, *sum = top + S, *keep = sum + S, *terms = keep + S;
   const int tid = threadIdx.x, tx = tid & 15, ty = tid >> 4;
   const Place w = place_of(p);
   const int first = w.tile * S, queries = p.qs.win_h * p.qs.win_w, keys = p.ks.win_h * p.ks.win_w, n = p.ks.win_h + p.ks.win_w;
   const T scale = (T)p.scale;
-  simt_rows<T, DP>(sq, p.q, p.qs, w, first, S);
+  simt_rows<T, DP>(sq, p, p.q, p.qs, w, first, S);
   if (tid < S) { top[tid] = -INFINITY; sum[tid] = 0; }
   __syncthreads();
   if (p.rel_h) simt_relative<T, DP>(terms, sq, p, first, S);
@@ -79,7 +108,7 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_forward(c
   UNROLL for (int i = 0; i < R; i++) UNROLL for (int j = 0; j < C; j++) o[i][j] = 0;
   const int end = p.causal && first + S < keys ? first + S : keys;
   for (int k0 = 0; k0 < end; k0 += S) {
-    simt_rows<T, DP>(sk, p.k, p.ks, w, k0, S);
+    simt_rows<T, DP>(sk, p, p.k, p.ks, w, k0, S);
     __syncthreads();
     T s[R][R];
     dot_rows<T, DP, R>(s, sq, sk, ty, tx);
@@ -89,16 +118,16 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_forward(c
         const int r = ty + 16 * i;
         T x = s[i][j] * scale;
         if (p.rel_h && key < keys) x += terms[r * n + ky] + terms[r * n + p.ks.win_h + kx];
-        weights[r * (S + 1) + tx + 16 * j] = key >= keys || (p.causal && key > first + r) ? (T)-INFINITY : x;
+        weights[r * kWeights<T> + tx + 16 * j] = key >= keys || (p.causal && key > first + r) ? (T)-INFINITY : x;
       }
     }
     __syncthreads();
-    simt_rows<T, DP>(sk, p.v, p.ks, w, k0, S);
+    simt_rows<T, DP>(sk, p, p.v, p.ks, w, k0, S);
     // 256 / S threads share a row: each sums its part in order, lane 0 of them adds the parts in order.
     constexpr int SHARE = 256 / S;
     {
       const int r = tid / SHARE, part = tid % SHARE;
-      T* row = weights + r * (S + 1);
+      T* row = weights + r * kWeights<T>;
       T now = top[r];
       for (int c = part; c < S; c += SHARE) now = row[c] > now ? row[c] : now;
       for (int m = 1; m < SHARE; m <<= 1) { const T other = __shfl_xor_sync(~0u, now, m); now = other > now ? other : now; }
@@ -119,7 +148,7 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_forward(c
     if (r >= queries || !inside(p.qs, w, y, x)) continue;
     T* out = row_at<T>(p.o, p.qs, w, y, x);
     const T inverse = (T)1 / sum[ty + 16 * i];
-    UNROLL for (int j = 0; j < C; j++) if (tx + 16 * j < p.o.n) out[tx + 16 * j] = o[i][j] * inverse;
+    UNROLL for (int j = 0; j < C; j++) if (column_of<C>(j, tx) < p.o.n) out[column_of<C>(j, tx)] = o[i][j] * inverse;
     if (tx == 0) ((T*)p.lse)[query_index(p, w, y, x)] = top[ty + 16 * i] + log_of(sum[ty + 16 * i]);
   }
 }

@@ -3,14 +3,13 @@
 #pragma once
 #include "dkv_mma.cuh"
 #include "launch.cuh"
+#include "simt.cuh"
 
 namespace smalti {
 namespace attention {
 
 constexpr int kTokens = 64;  // queries of one window row that are worked on together
 constexpr int kTableBlocks = 264;
-
-template <class A> struct alignas(4 * sizeof(A)) Quad { A v[4]; };
 
 HOST_DEV int round4(int n) { return (n + 3) / 4 * 4; }
 

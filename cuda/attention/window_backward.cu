@@ -9,7 +9,7 @@ namespace attention {
 namespace {
 
 template <class T, int DP, int REL, int NT, int THREADS, int BLOCKS> int32_t queries(Problem p, void* stream) {
-  const int warps = warps_for(p.qs.rows(), THREADS / 32);
+  const int warps = warps_for(p.qs.rows(), 16, THREADS / 32);
   const uint32_t blocks = blocks_of(p, p.qs.rows(), warps * 16);
   const DqLayout<DP, NT, REL> layout(p.ks, warps);
   if (!blocks || layout.bytes > kMaxSmem) return kInvalid;
@@ -30,7 +30,7 @@ template <class T, int DP> int32_t all_queries(const Problem& p, void* stream) {
 
 template <class T, int DP> int32_t all_keys(Problem& p, void* stream) {
   constexpr int THREADS = 128;
-  const int warps = warps_for(p.ks.rows(), THREADS / 32);
+  const int warps = warps_for(p.ks.rows(), 16, THREADS / 32);
   const uint32_t blocks = blocks_of(p, p.ks.rows(), warps * 16);
   const DkvLayout<DP> layout(p.ks, warps, true);
   if (!blocks || layout.bytes > kMaxSmem) return kInvalid;
@@ -52,7 +52,7 @@ template <class T> int32_t run(Problem& p, void* stream) {
 
 /// Pieces of the workspace, in order, each 256-byte aligned.
 struct Workspace {
-  int64_t delta, rel, drel, pad, table, bytes;
+  int64_t delta, norm, rel, drel, pad, table, bytes;
   Workspace(const Problem& p, int dtype) {
     const int64_t element = bytes_of(sum_dtype(dtype)), rows = (int64_t)p.batch * p.heads * p.qs.img_h * p.qs.img_w;
     const int64_t n = p.rel_h ? p.ks.win_h + p.ks.win_w : 0;
@@ -60,6 +60,7 @@ struct Workspace {
     int64_t at = 0;
     auto piece = [&](int64_t count) { const int64_t here = at; at += (count * element + 255) / 256 * 256; return here; };
     delta = piece(rows);
+    norm = piece(rows);
     rel = piece(rows * n);
     drel = piece(rows * n);
     // never more slots than warps of 16 keys, rounded up to whole blocks of up to 7
@@ -105,7 +106,7 @@ extern "C" int32_t smalti_window_attention_backward(const smalti_view* q, const 
   if (elements(*q) == 0) return kInvalid;  // nothing to launch: gradients of tables would stay unwritten
   const Workspace at(p, q->dtype);
   char* base = (char*)workspace;
-  p.delta = base + at.delta; p.rel = base + at.rel; p.drel = base + at.drel;
+  p.delta = base + at.delta; p.norm = base + at.norm; p.rel = base + at.rel; p.drel = base + at.drel;
   p.pad_part = bias && border_windows(p.ks, p.windows_y, p.windows_x) ? base + at.pad : nullptr;
   note_alignment(p, q->dtype);
   int32_t rc;

@@ -7,13 +7,13 @@ namespace smalti {
 namespace attention {
 namespace {
 
-template <class T, int DP, int REL, int NT, int THREADS, int BLOCKS> int32_t go(Problem p, void* stream) {
-  const int warps = warps_for(p.qs.rows(), THREADS / 32);
-  const uint32_t blocks = blocks_of(p, p.qs.rows(), warps * 16);
-  const ForwardLayout<DP, 1, NT, REL> layout(p.ks, warps);
+template <class T, int DP, int REL, int MT, int NT, int SUB, int THREADS, int BLOCKS> int32_t go(Problem p, void* stream) {
+  const int warps = warps_for(p.qs.rows(), MT * 16, THREADS / 32);
+  const uint32_t blocks = blocks_of(p, p.qs.rows(), warps * MT * 16);
+  const ForwardLayout<DP, MT, NT, REL> layout(p.ks, warps);
   if (!blocks || layout.bytes > kMaxSmem) return kInvalid;
   int rc = 0;
-  auto kernel = forward_mma<T, DP, 1, NT, REL, THREADS, BLOCKS>;
+  auto kernel = forward_mma<T, DP, MT, NT, SUB, REL, THREADS, BLOCKS>;
   LAUNCH(rc, kernel, dim3(blocks), dim3(warps * 32), layout.bytes, stream, p);
   return rc;
 }
@@ -21,11 +21,11 @@ template <class T, int DP, int REL, int NT, int THREADS, int BLOCKS> int32_t go(
 template <class T> int32_t run(const Problem& p, void* stream) {
   ATTENTION_WIDTH_REL(p.q.n, DP, {
     if constexpr (DP == 64 || DP == 80) {
-      if (p.ks.pitch == 8) return go<T, DP, kRow8, 4, 128, 4>(p, stream);
-      if (p.ks.pitch == 16) return go<T, DP, kRow16, 4, 224, 2>(p, stream);
-      if (p.ks.pitch == 64) return go<T, DP, kRow64, 8, 128, 3>(p, stream);
+      if (p.ks.pitch == 8) return go<T, DP, kRow8, 1, 4, 4, 128, 4>(p, stream);
+      if (p.ks.pitch == 16) return go<T, DP, kRow16, 1, 4, 4, 224, 2>(p, stream);
+      if (p.ks.pitch == 64) return go<T, DP, kRow64, 2, 8, 4, 128, 2>(p, stream);
     }
-    return go<T, DP, kShared, 8, 128, 2>(p, stream);
+    return go<T, DP, kShared, 1, 8, 8, 128, 2>(p, stream);
   })
 }
 

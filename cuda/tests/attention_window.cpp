@@ -90,10 +90,10 @@ template <class A> void check_error(const char* what, const std::vector<A>& got,
   }
 }
 
-template <class T> void run(Sizes s, double deviation = 1.0) {
+template <class T> void run(Sizes s, double deviation = 1.0, bool again = false) {
   using A = Acc<T>;
   const double scale = 1 / std::sqrt((double)s.d), floor = sizeof(T) == 8 ? 1e-12 : sizeof(T) == 4 ? 4e-6 : 1e-5;
-  const int64_t tokens = s.b * s.y * s.x, nh = s.rel ? (2 * s.wh - 1) * s.d : 0, nw = s.rel ? (2 * s.ww - 1) * s.d : 0;
+  const int64_t tokens = s.b * s.y * s.x, nh = (2 * s.wh - 1) * s.d, nw = (2 * s.ww - 1) * s.d;
   auto qkv = test::randn<T>(tokens * 3 * s.h * s.d, 1, deviation), bias = test::randn<T>(3 * s.h * s.d, 2), rh = test::randn<T>(nh, 3, 0.5),
        rw = test::randn<T>(nw, 4, 0.5), go = test::randn<T>(tokens * s.h * s.d, 5);
   if (!s.bias) bias.assign(bias.size(), narrow<T>((A)0));
@@ -128,40 +128,42 @@ template <class T> void run(Sizes s, double deviation = 1.0) {
   check_error("dqkv", grad, exact.dqkv, unfused.dqkv, 3, floor);
   if (s.bias) check_error("dbias", gbias.get(), exact.dbias, unfused.dbias, 3, floor);
   if (s.rel) { check_error("drel_h", grh.get(), exact.drh, unfused.drh, 3, floor); check_error("drel_w", grw.get(), exact.drw, unfused.drw, 3, floor); }
-  const auto tables = grh.get();
+  if (!again) return;
+  const auto tables = s.rel ? grh.get() : std::vector<A>();
   once();
   test::check_same("out", out.get(), first);
   test::check_same("dqkv", gqkv.get(), grad);
-  test::check_same("drel_h", grh.get(), tables);
+  if (s.rel) test::check_same("drel_h", grh.get(), tables);
 }
 
 }  // namespace
 
 TEST(attention_window_14) {
   run<bf16>({1, 14, 14, 1, 64, 14, 14, true, true});
-  run<bf16>({1, 17, 15, 2, 64, 14, 14, true, true});
-  run<bf16>({1, 9, 20, 1, 80, 14, 14, true, true}, 2);
+  run<bf16>({1, 17, 9, 2, 64, 14, 14, true, true}, 1, true);
+  run<f16>({1, 9, 11, 1, 80, 14, 14, true, true}, 2);
 }
 TEST(attention_window_7) {
-  run<f16>({2, 8, 9, 1, 64, 7, 7, true, true});
+  run<f16>({2, 8, 9, 1, 64, 7, 7, true, true}, 1, true);
   run<bf16>({1, 7, 7, 2, 80, 7, 7, false, true});
 }
 TEST(attention_window_global) {
-  run<bf16>({1, 3, 64, 1, 64, 3, 64, false, true});  // one row of keys a step, as on 64x64
+  run<bf16>({1, 3, 64, 1, 64, 3, 64, false, true}, 1, true);  // one row of keys a step, as on 64x64
   run<bf16>({1, 10, 11, 1, 32, 10, 11, false, true});
   run<f16>({1, 2, 59, 1, 80, 2, 59, false, true});
-  run<bf16>({1, 4, 70, 1, 64, 4, 70, false, true});
+  run<bf16>({1, 2, 70, 1, 64, 2, 70, false, true});
 }
 TEST(attention_window_other) {
-  run<bf16>({1, 6, 5, 1, 24, 4, 3, true, true});
-  run<f16>({1, 6, 5, 2, 13, 5, 2, true, true});      // odd widths
-  run<bf16>({1, 12, 13, 2, 64, 7, 5, true, false});  // without tables
-  run<bf16>({1, 5, 5, 1, 112, 3, 3, false, true});   // padding by zeros
+  run<bf16>({1, 6, 5, 1, 24, 4, 3, true, true}, 1, true);
+  run<f16>({1, 6, 5, 2, 13, 5, 2, true, true});     // odd widths
+  run<bf16>({1, 8, 9, 2, 64, 7, 5, true, false});   // without tables
+  run<bf16>({1, 5, 5, 1, 112, 3, 3, false, true});  // padding by zeros
 }
 TEST(attention_window_f32) {
-  run<float>({1, 14, 14, 1, 64, 14, 14, true, true});
+  run<float>({1, 9, 10, 1, 20, 9, 9, true, true}, 1, true);
   run<float>({2, 6, 9, 2, 16, 4, 4, true, true});
   run<float>({1, 6, 5, 2, 13, 5, 2, true, false});
-  run<double>({1, 6, 9, 2, 16, 4, 4, true, true});
+  run<float>({1, 5, 5, 1, 80, 5, 5, false, true});
+  run<double>({1, 6, 9, 2, 16, 4, 4, true, true}, 1, true);
   run<double>({1, 7, 6, 1, 20, 7, 6, false, true});
 }

@@ -108,7 +108,6 @@ impl Buffer {
         self.pool
     }
 
-    #[cfg(all(test, feature = "emulate"))]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
