@@ -86,9 +86,12 @@ mod kernels {
 
     /// Not by way of `Build::debug`, which would pass -G and switch the optimiser off.
     fn compile(nvcc: &Path, name: &str, sources: &[PathBuf], flags: &[String]) {
+        // Not by way of `Build::compiler` either: cc takes what is named there for a host compiler, and hands it
+        // that one's flags unwrapped. A build script has one thread here, so the environment may be set.
+        unsafe { std::env::set_var("NVCC", nvcc) };
         let mut build = cc::Build::new();
         build.cuda(true).cudart("static").debug(false).opt_level(3).warnings(false);
-        build.compiler(nvcc).std("c++17").flag("-lineinfo").files(sources);
+        build.std("c++17").flag("-lineinfo").files(sources);
         for flag in flags {
             build.flag(flag);
         }

@@ -37,17 +37,171 @@ void smalti_emulate_schedule(uint32_t seed);
 
 /* ---- elementwise ---- */
 
+/* Functions of one number; p and q are their constants. */
+enum {
+  SMALTI_EXP, SMALTI_LOG, SMALTI_SQRT, SMALTI_RSQRT, SMALTI_TANH, SMALTI_SIGMOID, SMALTI_RELU, SMALTI_ABS,
+  SMALTI_SQUARE, SMALTI_RECIP, SMALTI_ERF, SMALTI_SILU, SMALTI_GELU, SMALTI_GELU_TANH,
+  SMALTI_SOFTPLUS, /* beta, threshold */
+  SMALTI_CLAMP,    /* min, max; integers too */
+  SMALTI_CUBE,
+  SMALTI_POW,      /* exponent */
+  SMALTI_AFFINE    /* p * x + q; integers too */
+};
+/* y = f(x). Float types, and integers where it says so. */
+int32_t smalti_unary_forward(int32_t function, double p, double q, const smalti_view *x, const smalti_view *y, void *stream);
+/* dx from dy and what the forward saved (its input or its output, as src/ops/unary.rs has it). */
+int32_t smalti_unary_backward(int32_t function, double p, double q, const smalti_view *dy, const smalti_view *saved,
+                              const smalti_view *dx, void *stream);
+
+/* Functions of two numbers of one type. */
+enum {
+  SMALTI_ADD, SMALTI_SUB, SMALTI_MUL, SMALTI_DIV, SMALTI_MAXIMUM, SMALTI_MINIMUM,
+  SMALTI_POWER,
+  SMALTI_SHARE,    /* 1 where a > b, 1/2 where equal, else 0; 1 beside NaN */
+  SMALTI_EQ, SMALTI_NE, SMALTI_LT, SMALTI_LE, SMALTI_GT, SMALTI_GE, /* to bool */
+  SMALTI_AND, SMALTI_OR                                             /* of bools */
+};
+/* y = f(a, b); operands of one shape, broadcast by stride 0. */
+int32_t smalti_binary(int32_t function, const smalti_view *a, const smalti_view *b, const smalti_view *y, void *stream);
+/* y = condition ? a : b. */
+int32_t smalti_where(const smalti_view *condition, const smalti_view *a, const smalti_view *b, const smalti_view *y, void *stream);
+
 /* ---- copy ---- */
+
+/* y = x, converted to y's dtype: floats to integers truncate and saturate, anything to bool is != 0. */
+int32_t smalti_copy(const smalti_view *x, const smalti_view *y, void *stream);
+/* y = value, converted likewise. */
+int32_t smalti_fill(double value, const smalti_view *y, void *stream);
 
 /* ---- random ---- */
 
 /* ---- reduce ---- */
 
+enum {
+  SMALTI_SUM = 0,       /* divided by `parameter` for floats */
+  SMALTI_PROD = 1,
+  SMALTI_MAX = 2,       /* NaN counts as largest and smallest; `extra`, if not null: the first one's position, i64 */
+  SMALTI_MIN = 3,
+  SMALTI_NORM = 4,      /* of order `parameter` */
+  SMALTI_LOGSUMEXP = 5,
+  SMALTI_VAR = 6,       /* squared distances divided by `parameter`; `extra`, if not null: the mean */
+  SMALTI_STD = 7        /* its root */
+};
+/* Bytes of workspace that the reduction of `x` to `y` needs; -1 where it is refused. */
+int64_t smalti_reduce_workspace(int32_t op, const smalti_view *x, const smalti_view *y);
+/* Folds `x` over the dimensions in which `y` has size 1. Dtypes: sums f32, bf16, f16, f64, i64, bool; variances floats;
+   products and extremes f32, f64, i64; norms and log-sum-exp f32, f64. `y` has the dtype of `x` but for sums of bool
+   (i64) and variances (f32 where x is half). `extra` lies as `y` does. */
+int32_t smalti_reduce(int32_t op, const smalti_view *x, const smalti_view *y, const smalti_view *extra,
+                      double parameter, void *workspace, void *stream);
+/* Running sums along `dim`, from the last element on if `back`; f32 (carried in f64), f64, i64. */
+int32_t smalti_cumsum(const smalti_view *x, const smalti_view *y, int32_t dim, int32_t back, void *stream);
+
+/* ---- linear: what stands around a product ---- */
+
+/* Elements of workspace, f32 (f64 for f64), that the two below want. */
+int64_t smalti_linear_partials(int64_t rows, int64_t columns);
+/* y = gelu(product + bias), the exact one. Matrices here are [rows, columns] row-major, vectors dense. */
+int32_t smalti_linear_gelu_forward(const smalti_view *product, const smalti_view *bias, const smalti_view *y,
+                                   void *stream);
+/* dz = grad gelu'(product + bias), and db its column sums. */
+int32_t smalti_linear_gelu_backward(const smalti_view *grad, const smalti_view *product, const smalti_view *bias,
+                                    const smalti_view *dz, const smalti_view *db, void *partial, void *stream);
+/* y = column sums of x. */
+int32_t smalti_linear_column_sums(const smalti_view *x, const smalti_view *y, void *partial, void *stream);
+
 /* ---- softmax ---- */
+
+/* y = softmax of x over `dim`, or its logarithm. */
+int32_t smalti_softmax_forward(const smalti_view *x, const smalti_view *y, int32_t dim, int32_t log, void *stream);
+/* dx from the output y and its gradient. */
+int32_t smalti_softmax_backward(const smalti_view *y, const smalti_view *dy, const smalti_view *dx, int32_t dim,
+                                int32_t log, void *stream);
 
 /* ---- loss ---- */
 
+/* x [rows, classes], contiguous. target: labels i64 [rows], or probabilities like x. weight [classes] or null. For each
+   row: maximum, log of the sum of e^(x - maximum), loss, and weight in the mean. Labels outside give NaN. */
+int32_t smalti_cross_entropy_forward(const smalti_view *x, const smalti_view *target, const smalti_view *weight,
+                                     const smalti_view *max, const smalti_view *log_sum, const smalti_view *loss,
+                                     const smalti_view *share, int64_t ignore, double smoothing, void *stream);
+/* Gradients of the logits and of the probabilities; each may be null. grad: one for each row, or one for all, which
+   is divided by the number that `divisor` (if not null) points to. */
+int32_t smalti_cross_entropy_backward(const smalti_view *x, const smalti_view *target, const smalti_view *weight,
+                                      const smalti_view *max, const smalti_view *log_sum, const smalti_view *grad,
+                                      const smalti_view *divisor, const smalti_view *dx, const smalti_view *dtarget,
+                                      int64_t ignore, double smoothing, void *stream);
+/* Negative log-likelihood: for each row its loss and its weight, in f32 where x is half. */
+int32_t smalti_nll_forward(const smalti_view *x, const smalti_view *labels, const smalti_view *weight,
+                           const smalti_view *loss, const smalti_view *share, int64_t ignore, void *stream);
+int32_t smalti_nll_backward(const smalti_view *labels, const smalti_view *weight, const smalti_view *grad,
+                            const smalti_view *divisor, const smalti_view *dx, int64_t ignore, void *stream);
+/* found [2]: position and value of the first label that is neither ignored nor one of the classes; -1 without one. */
+int32_t smalti_wrong_label(const smalti_view *labels, const smalti_view *found, int64_t classes, int64_t ignore,
+                           void *stream);
+
+enum {
+  SMALTI_MSE = 0,
+  SMALTI_L1 = 1,
+  SMALTI_SMOOTH_L1 = 2,       /* parameter: beta */
+  SMALTI_HUBER = 3,           /* parameter: delta */
+  SMALTI_KL_DIV = 4,
+  SMALTI_KL_DIV_LOG = 5,      /* targets are logarithms */
+  SMALTI_BCE_WITH_LOGITS = 6
+};
+int64_t smalti_loss_workspace(const smalti_view *x);
+/* x and target contiguous, f32 or f64. y: like x, or one number: the sum divided by `divisor`. */
+int32_t smalti_loss_forward(int32_t loss, const smalti_view *x, const smalti_view *target, const smalti_view *y,
+                            double parameter, double divisor, void *workspace, void *stream);
+/* grad: like x, or one number, divided by `divisor`. dx and dtarget may be null. */
+int32_t smalti_loss_backward(int32_t loss, const smalti_view *x, const smalti_view *target, const smalti_view *grad,
+                             const smalti_view *dx, const smalti_view *dtarget, double parameter, double divisor,
+                             void *stream);
+
 /* ---- norm ---- */
+
+/* Rows [rows, n], contiguous. mean and rstd: [rows]; they, weight and bias are f32 where x is half. Without `mean`:
+   rms norm. With `residual`: x + residual is stored to `sum` and normalised. weight, bias, residual and sum may be null. */
+int32_t smalti_layer_norm_forward(const smalti_view *x, const smalti_view *residual, const smalti_view *weight,
+                                  const smalti_view *bias, const smalti_view *y, const smalti_view *sum,
+                                  const smalti_view *mean, const smalti_view *rstd, double eps, void *stream);
+int64_t smalti_layer_norm_backward_workspace(const smalti_view *x, int32_t affine);
+/* dx (plus `pending`, a gradient that waits for it), and dweight and dbias [n]; each may be null. */
+int32_t smalti_layer_norm_backward(const smalti_view *x, const smalti_view *dy, const smalti_view *weight,
+                                   const smalti_view *mean, const smalti_view *rstd, const smalti_view *pending,
+                                   const smalti_view *dx, const smalti_view *dweight, const smalti_view *dbias,
+                                   void *workspace, void *stream);
+
+/* The norms of channels take x, y, dy and dx as contiguous memory [images, positions, channels, area], where positions
+   (channels-first) or area (channels-last) is 1. y = (x - mean) * rstd * weight + bias, where mean and rstd have a
+   number for each channel, or with `groups` > 0 for each group of channels of each image. */
+int32_t smalti_channel_norm_forward(const smalti_view *x, const smalti_view *mean, const smalti_view *rstd,
+                                    const smalti_view *weight, const smalti_view *bias, const smalti_view *y,
+                                    int64_t groups, void *stream);
+/* rstd = 1 / sqrt(var + eps); with `running`: mean and variance moved towards the batch's by the share `momentum`,
+   the variance times `unbiased`. Vectors of f32 or f64. */
+int32_t smalti_batch_norm_statistics(const smalti_view *mean, const smalti_view *var, const smalti_view *rstd,
+                                     const smalti_view *running_mean, const smalti_view *running_var,
+                                     const smalti_view *new_mean, const smalti_view *new_var, double eps,
+                                     double momentum, double unbiased, void *stream);
+int64_t smalti_batch_norm_backward_workspace(const smalti_view *x);
+/* dweight = sum(dy * xhat), dbias = sum(dy); dx, which may be null, with statistics of the batch or fixed ones. */
+int32_t smalti_batch_norm_backward(const smalti_view *x, const smalti_view *dy, const smalti_view *mean,
+                                   const smalti_view *rstd, const smalti_view *weight, const smalti_view *dx,
+                                   const smalti_view *dweight, const smalti_view *dbias, int32_t batch,
+                                   void *workspace, void *stream);
+/* mean and rstd: [images, groups]. */
+int64_t smalti_group_norm_backward_workspace(const smalti_view *x, int64_t groups);
+int32_t smalti_group_norm_backward(const smalti_view *x, const smalti_view *dy, const smalti_view *mean,
+                                   const smalti_view *rstd, const smalti_view *weight, const smalti_view *dx,
+                                   const smalti_view *dweight, const smalti_view *dbias, int64_t groups,
+                                   void *workspace, void *stream);
+
+/* Rows [rows, n], contiguous: y = x / max(|x|_p, eps), norm [rows]. */
+int32_t smalti_normalize_forward(const smalti_view *x, const smalti_view *y, const smalti_view *norm, double p,
+                                 double eps, void *stream);
+int32_t smalti_normalize_backward(const smalti_view *x, const smalti_view *dy, const smalti_view *norm,
+                                  const smalti_view *dx, double p, double eps, void *stream);
 
 /* ---- gather: index operations ---- */
 
@@ -62,6 +216,17 @@ void smalti_emulate_schedule(uint32_t seed);
 /* ---- detection: ROIAlign, NMS ---- */
 
 /* ---- attention ---- */
+
+/* softmax(scale q k^T) v. q [B,H,Lq,D], k [B,H,Lk,D], v [B,H,Lk,Dv], out [B,H,Lq,Dv], D and Dv at most 128, any
+   strides with an adjacent last axis; lse [B,H,Lq], dense, f32 (f64 for f64). causal: query i sees keys 0..=i. */
+int32_t smalti_attention_forward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                 const smalti_view *out, const smalti_view *lse, double scale, int32_t causal,
+                                 void *stream);
+/* grad and out as out, dq, dk, dv as q, k, v; delta [B,H,Lq] is a workspace like lse. */
+int32_t smalti_attention_backward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                  const smalti_view *out, const smalti_view *grad, const smalti_view *lse,
+                                  const smalti_view *delta, const smalti_view *dq, const smalti_view *dk,
+                                  const smalti_view *dv, double scale, int32_t causal, void *stream);
 
 /* ---- window attention ---- */
 
@@ -94,6 +259,28 @@ int32_t smalti_contrastive_forward(const smalti_contrastive *c, void *loss, void
 int32_t smalti_contrastive_backward(const smalti_contrastive *c, const void *rows, const void *columns,
                                     const void *grad, void *dq, void *dk, void *dpositive, void *dscale,
                                     void *workspace, int64_t bytes, void *stream);
+/* Attention within windows of win_h x win_w tokens, or with win_h, win_w the whole image over all of it.
+   q, k, v, out [B,H,Y,X,D], D at most 128, any strides with an adjacent last axis; lse [B,H,Y,X], dense, f32 (f64
+   for f64). Tokens of a window beyond the image are keys all the same: rows 1 and 2 of bias [3,H,D] (null: zeros).
+   rel_h [2 win_h - 1, D] and rel_w [2 win_w - 1, D] (or both null) add q . rel_h[y - ky + win_h - 1] +
+   q . rel_w[x - kx + win_w - 1] to the logits, with q unscaled. */
+int32_t smalti_window_attention_forward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                        const smalti_view *bias, const smalti_view *rel_h, const smalti_view *rel_w,
+                                        const smalti_view *out, const smalti_view *lse, int64_t win_h, int64_t win_w,
+                                        double scale, void *stream);
+/* Bytes that the backward needs beside its results; -1 if it does not do this. */
+int64_t smalti_window_attention_workspace(const smalti_view *q, int32_t bias, int32_t relative, int64_t win_h,
+                                          int64_t win_w);
+/* grad as out, dq, dk, dv as q, k, v; dbias, drel_h, drel_w as their inputs, dense, f32 (f64 for f64). */
+int32_t smalti_window_attention_backward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                         const smalti_view *bias, const smalti_view *rel_h, const smalti_view *rel_w,
+                                         const smalti_view *out, const smalti_view *grad, const smalti_view *lse,
+                                         void *workspace, const smalti_view *dq, const smalti_view *dk,
+                                         const smalti_view *dv, const smalti_view *dbias, const smalti_view *drel_h,
+                                         const smalti_view *drel_w, int64_t win_h, int64_t win_w, double scale,
+                                         void *stream);
+
+/* ---- contrastive ---- */
 
 /* ---- optim ---- */
 

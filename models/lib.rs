@@ -4,5 +4,4 @@ pub mod backbones;
 pub mod data;
 pub mod evaluate;
 pub mod mae;
-pub mod mae_transfer;
 pub mod train;

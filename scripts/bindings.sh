@@ -7,7 +7,7 @@ make() {
     bindgen cuda/kernels.h --no-layout-tests --no-doc-comments --use-core --no-prepend-enum-name \
         --allowlist-item 'smalti_.*' --allowlist-item 'SMALTI_.*' --rust-target 1.85 --rust-edition 2024 \
         --raw-line '//! The C interface of the kernels. Made by scripts/bindings.sh from cuda/kernels.h: do not edit.' \
-        --raw-line '#![allow(missing_docs, non_camel_case_types, clippy::all)]' \
+        --raw-line '#![allow(missing_docs, non_camel_case_types, dead_code, clippy::all)]' \
         --formatter rustfmt
 }
 if [ "${1:-}" = --check ]; then

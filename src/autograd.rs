@@ -186,6 +186,17 @@ pub fn is_grad_enabled() -> bool {
     ENABLED.get()
 }
 
+/// What a node keeps of its inputs; nothing if none is tracked or recording is off. (Apart from `record`, so that
+/// it is compiled once and not for every operation.)
+fn edges(inputs: &mut dyn Iterator<Item = &Tensor>) -> Option<SmallVec<[Input; 3]>> {
+    if !is_grad_enabled() {
+        return None;
+    }
+    let inputs: SmallVec<[Input; 3]> =
+        inputs.map(|t| Input { edge: t.edge().cloned(), shape: Dims::from_slice(t.shape()) }).collect();
+    inputs.iter().any(|input| input.edge.is_some()).then_some(inputs)
+}
+
 impl Tensor {
     /// Makes a fresh result differentiable: `y.record([x, w], Linear { .. })`. Nothing is kept if no input is
     /// tracked or recording is off.
@@ -199,12 +210,18 @@ impl Tensor {
         rule: B,
     ) -> Result<Tensor> {
         let inputs: SmallVec<[&Tensor; 3]> = inputs.into_iter().collect();
-        // One number, such as a learned temperature, may come from anywhere.
-        let elsewhere = inputs.iter().find(|t| t.device() != self.device() && t.numel() > 1);
-        if let Some(t) = elsewhere.filter(|_| !crate::device::is_on_host()) {
-            crate::bail!(B::NAME, "the tensors are on {} and on {}", self.device(), t.device());
-        }
+        self.check_devices(B::NAME, &inputs)?;
         self.record_across(inputs, rule)
+    }
+
+    /// One number, such as a learned temperature, may come from anywhere; CPU code on behalf of a GPU mixes both.
+    #[track_caller]
+    fn check_devices(&self, op: &'static str, inputs: &[&Tensor]) -> Result<()> {
+        let elsewhere = inputs.iter().find(|t| t.device() != self.device() && t.numel() > 1);
+        match elsewhere.filter(|_| !crate::device::is_on_host()) {
+            Some(t) => crate::bail!(op, "the tensors are on {} and on {}", self.device(), t.device()),
+            None => Ok(()),
+        }
     }
 
     /// [`record`](Self::record) for the operation that goes from one device to another.
@@ -213,19 +230,15 @@ impl Tensor {
         inputs: impl IntoIterator<Item = &'a Tensor>,
         rule: B,
     ) -> Result<Tensor> {
-        if !is_grad_enabled() {
-            return Ok(self);
+        match edges(&mut inputs.into_iter()) {
+            Some(inputs) => Ok(self.with_node(B::NAME, inputs, Arc::new(rule))),
+            None => Ok(self),
         }
-        let inputs: SmallVec<[Input; 3]> = inputs
-            .into_iter()
-            .map(|t| Input { edge: t.edge().cloned(), shape: Dims::from_slice(t.shape()) })
-            .collect();
-        if inputs.iter().all(|input| input.edge.is_none()) {
-            return Ok(self);
-        }
-        let rule: Arc<dyn Rule> = Arc::new(rule);
-        let node = Node { id: next_id(), name: B::NAME, inputs, rule: Mutex::new(Some(rule)) };
-        Ok(self.with_edge(Some(Edge::Node(Arc::new(node)))))
+    }
+
+    fn with_node(self, name: &'static str, inputs: SmallVec<[Input; 3]>, rule: Arc<dyn Rule>) -> Tensor {
+        let node = Node { id: next_id(), name, inputs, rule: Mutex::new(Some(rule)) };
+        self.with_edge(Some(Edge::Node(Arc::new(node))))
     }
 
     /// The same values as a leaf whose gradient is tracked.

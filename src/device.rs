@@ -115,9 +115,13 @@ macro_rules! on_device {
     ($tensor:expr, $op:expr, $cpu:expr $(,)?) => {{
         #[cfg(gpu)]
         {
-            let way = $crate::gpu::enter_host($op, &$tensor);
-            let result = $cpu;
-            $crate::gpu::leave_host(way, result)
+            match $crate::gpu::enter_host($op, &$tensor) {
+                Ok(way) => {
+                    let result = $cpu;
+                    $crate::gpu::leave_host(way, result)
+                }
+                Err(error) => Err(error),
+            }
         }
         #[cfg(not(gpu))]
         {

@@ -413,6 +413,49 @@ macro_rules! for_float {
     };
 }
 
+/// [`for_float!`] with `$T` the type in which `$dtype` is computed: f32 for the half types.
+#[macro_export]
+macro_rules! for_computed {
+    ($dtype:expr, $op:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            $crate::DType::F32 | $crate::DType::BF16 | $crate::DType::F16 => {
+                type $T = f32;
+                $body
+            }
+            $crate::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => $crate::bail!($op, "needs a float tensor (f32, bf16, f16, f64), got {other}"),
+        }
+    };
+}
+
+/// [`for_dtype!`] over one type of each size, for code that only moves elements: see `Tensor::moved`.
+#[macro_export]
+macro_rules! for_size {
+    ($dtype:expr, $T:ident => $body:expr) => {
+        match $dtype.size() {
+            1 => {
+                type $T = u8;
+                $body
+            }
+            2 => {
+                type $T = $crate::dtype::Bf16;
+                $body
+            }
+            4 => {
+                type $T = f32;
+                $body
+            }
+            _ => {
+                type $T = i64;
+                $body
+            }
+        }
+    };
+}
+
 /// [`for_dtype!`] over f32 and f64; the others are an error of `$op`. For code that half types reach by way of
 /// `Tensor::in_f32`.
 #[macro_export]

@@ -3,7 +3,7 @@
 use crate::{
     DType, Device, Error, Result,
     autograd::Edge,
-    cpu::pool::CpuVec,
+    cpu::pool::{Buffer, CpuVec},
     dtype::Element,
     shape::{Dims, IntoShape, Strides, contiguous_strides, count, is_contiguous},
     storage::Storage,
@@ -44,9 +44,20 @@ impl Tensor {
         strides: Strides,
         op: &'static str,
     ) -> Tensor {
-        debug_assert_eq!(values.len(), count(&shape));
-        let storage = Arc::new(Storage::Cpu(values.into_buffer()));
-        Tensor(Arc::new(Inner { storage, shape, strides, offset: 0, dtype: T::DTYPE, edge: None, op }))
+        Self::from_buffer(values.into_buffer(), T::DTYPE, shape, strides, op)
+    }
+
+    /// The same for elements of a type that is only known as a value.
+    pub(crate) fn from_buffer(
+        values: Buffer,
+        dtype: DType,
+        shape: Dims,
+        strides: Strides,
+        op: &'static str,
+    ) -> Tensor {
+        debug_assert_eq!(values.bytes(), count(&shape) * dtype.size());
+        let storage = Arc::new(Storage::Cpu(values));
+        Tensor(Arc::new(Inner { storage, shape, strides, offset: 0, dtype, edge: None, op }))
     }
 
     /// A tensor over storage that holds it densely with these strides.
@@ -58,13 +69,35 @@ impl Tensor {
         dtype: DType,
         op: &'static str,
     ) -> Tensor {
-        Tensor(Arc::new(Inner { storage: Arc::new(storage), shape, strides, offset: 0, dtype, edge: None, op }))
+        Tensor(Arc::new(Inner {
+            storage: Arc::new(storage),
+            shape,
+            strides,
+            offset: 0,
+            dtype,
+            edge: None,
+            op,
+        }))
     }
 
     /// Another view of the same storage, untracked. The caller vouches that it stays within the storage.
     pub(crate) fn view_as(&self, shape: Dims, strides: Strides, offset: usize, op: &'static str) -> Tensor {
         let storage = self.0.storage.clone();
         Tensor(Arc::new(Inner { storage, shape, strides, offset, dtype: self.0.dtype, edge: None, op }))
+    }
+
+    /// The same memory as elements of another dtype of the same size, untracked.
+    pub(crate) fn seen_as(&self, dtype: DType) -> Tensor {
+        debug_assert_eq!(self.dtype().size(), dtype.size());
+        Tensor(Arc::new(Inner {
+            storage: self.0.storage.clone(),
+            shape: self.0.shape.clone(),
+            strides: self.0.strides.clone(),
+            offset: self.0.offset,
+            dtype,
+            edge: None,
+            op: self.0.op,
+        }))
     }
 
     /// The same values with another place in the graph.
@@ -163,6 +196,7 @@ impl Tensor {
     }
 
     /// What stands behind it.
+    #[cfg(any(gpu, test))]
     pub(crate) fn storage(&self) -> &Storage {
         &self.0.storage
     }
@@ -199,7 +233,12 @@ impl Tensor {
     #[track_caller]
     pub(crate) fn cpu_ptr<T: Element>(&self) -> *const T {
         assert_eq!(self.dtype(), T::DTYPE, "internal: {} read as {}", self.dtype(), T::DTYPE);
-        unsafe { self.0.storage.host().ptr().cast::<T>().add(self.0.offset) }
+        self.cpu_bytes().cast()
+    }
+
+    /// The first element in host memory, of any dtype; of a copy if the tensor is on a GPU.
+    pub(crate) fn cpu_bytes(&self) -> *const u8 {
+        unsafe { self.0.storage.host().ptr().add(self.0.offset * self.dtype().size()) }
     }
 
     /// The elements of a contiguous tensor of dtype `T`, of a copy if it is on a GPU.

@@ -43,6 +43,8 @@ def mae_gflop():
 CLIP, MOCO = "contrastive/4096x512", "info_nce/256x65536x128"
 # (name, what the table says, GFLOP or None). A worker that lacks a name answers so; the table shows a dash.
 CASES = [
+    ("fma_peak/1", "peak: multiply-adds in registers, 1 thread", matmul(10_000_000, 12, 16)),
+    ("fma_peak/2", "peak, 2 threads", 2 * matmul(10_000_000, 12, 16)),
     ("matmul/1024x1024x1024", "matmul 1024³", matmul(1024, 1024, 1024)),
     ("matmul/4096x768x3072", "matmul 4096×768×3072", matmul(4096, 768, 3072)),
     ("qk/8x12x197x64", "q·kᵀ, [8,12,197,64]", matmul(96, 197, 197, 64)),
@@ -223,13 +225,23 @@ def milliseconds(seconds):
     return f"{seconds * 1e3:.3g}" if seconds < 0.1 else f"{seconds * 1e3:.0f}"
 
 
-def cell(result, gflop):
+def peak(data):
+    """GFLOP/s of multiply-adds in registers on all threads, if it was measured."""
+    for c in data["cases"]:
+        v = best(c["results"].get("smalti", {"variants": []}))
+        if c["name"] == f"fma_peak/{data['threads']}" and v:
+            return c["gflop"] / v["median"]
+    return None
+
+
+def cell(result, gflop, peak):
     v = best(result) if result else None
     if v is None:
         return "–"
     text = milliseconds(v["median"]) + ("" if v["agrees"] else " (!)")
     if gflop:
-        text += f" ({gflop / v['median']:.0f})"
+        rate = gflop / v["median"]
+        text += f" ({rate:.0f}, {100 * rate / peak:.0f} %)" if peak else f" ({rate:.0f})"
     if len(result["variants"]) > 1:
         text += f" {v['name']}"
     return text
@@ -256,14 +268,14 @@ def report(data):
         f"- load average {data['load'][0]:.2f} at the start, {data['load'][1]:.2f} at the end "
         f"(highest seen {data['load_highest']:.2f})",
         "- " + ", ".join(f"{TITLE[p]} {data['versions'][p]}" for p in peers),
-        f"- medians of {data['rounds']} rounds, the peers taking turns; ms (GFLOP/s); of several ways to do the "
+        f"- medians of {data['rounds']} rounds, the peers taking turns; ms (GFLOP/s, share of the peak); of several ways to do the "
         "same, the fastest stands here, named",
         f"- {TITLE[base]} = 1 in the ratios: above 1, {TITLE[base]} is the faster one\n",
     ]
     rows = []
     for c in data["cases"]:
         results = c["results"]
-        cells = [cell(results.get(p), c["gflop"]) for p in peers]
+        cells = [cell(results.get(p), c["gflop"], peak(data)) for p in peers]
         rows.append([c["title"], *cells, *(ratio(results.get(p), results.get(base)) for p in others)])
     ratios = [f"{TITLE[p]} / {TITLE[base]}" for p in others]
     out.append(table(["", *(TITLE[p] for p in peers), *ratios], rows))

@@ -1,16 +1,15 @@
 //! `smalti evaluate knn|linear-probe|finetune CHECKPOINT`
 
-use crate::stop;
+use crate::{run::Place, stop};
 use clap::{Args, Subcommand};
-use smalti::{Error, Result, Tensor, io, no_grad, optim::Optimizer};
+use smalti::{Error, Result, Tensor, io, no_grad};
 use smalti_models::{
     backbones::vit::Pool,
     data::Batch,
     evaluate::{Features, LinearProbe, ProbeConfig, Vote, knn_accuracy},
-    mae_transfer::pool,
+    mae::transfer::pool,
     train::{
-        Classifier, FinetuneTask, Metrics, Outcome, Output, ProbeTask, Progress, Recipe, RunDir, Settings,
-        Task, Trainer,
+        Classifier, FinetuneTask, Outcome, ProbeTask, Progress, Recipe, RunDir, Settings, Task, Trainer,
         features::{self, Split},
         optimizer,
         recipe::{Job, Source},
@@ -18,6 +17,8 @@ use smalti_models::{
     },
 };
 use std::{
+    fs::File,
+    io::BufReader,
     path::{Path, PathBuf},
     process::ExitCode,
 };
@@ -40,18 +41,33 @@ pub enum Evaluate {
     LinearProbe {
         #[command(flatten)]
         what: What,
-        /// Folder of the run, with such a recipe; runs/linear-probe, numbered if that is taken, if not given.
-        #[arg(long, value_name = "DIR")]
-        out: Option<PathBuf>,
+        #[command(flatten)]
+        run: Run,
     },
     /// Trains a classifier and the encoder under it, and tests it.
     Finetune {
         #[command(flatten)]
         what: What,
-        /// Folder of the run; runs/finetune, numbered if that is taken, if not given.
-        #[arg(long, value_name = "DIR")]
-        out: Option<PathBuf>,
+        #[command(flatten)]
+        run: Run,
     },
+}
+
+/// What trains by a recipe takes these too.
+#[derive(Args)]
+pub struct Run {
+    /// Folder of the run; runs/finetune or runs/linear-probe, numbered if that is taken, if not given.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Go on with an interrupted run: the one in --out, or the last in runs. The checkpoint must be the same.
+    #[arg(long)]
+    resume: bool,
+}
+
+impl Run {
+    fn place(&self, name: &str) -> Place<'_> {
+        Place { out: self.out.as_deref(), resume: self.resume, name: name.into() }
+    }
 }
 
 #[derive(Args)]
@@ -96,6 +112,16 @@ impl What {
         Ok(recipe)
     }
 
+    /// The run that is to be resumed.
+    fn interrupted(&self, place: &Place) -> Result<Option<(RunDir, Recipe)>> {
+        if place.resume && (self.recipe.is_some() || self.data.is_some()) {
+            return Err(Error::msg(
+                "--resume takes recipe and data of the run; leave out --recipe and --data",
+            ));
+        }
+        place.interrupted(&self.set)
+    }
+
     fn pool(&self) -> Pool {
         pool(self.mean)
     }
@@ -116,64 +142,78 @@ pub fn run(what: &Evaluate) -> Result<ExitCode> {
             let accuracy = knn_accuracy(&train, &test, *k, vote)?;
             println!("{k}-NN: {:.2} % of {} test images", accuracy * 100.0, test.len());
         }
-        Evaluate::LinearProbe { what, out } => {
-            if what.recipe(None)?.job == Job::LinearProbe {
-                return transfer(what, &what.recipe(None)?, out.as_deref());
+        Evaluate::LinearProbe { what, run } => {
+            let place = run.place("linear-probe");
+            if let Some((run, recipe)) = what.interrupted(&place)? {
+                return transfer(what, &recipe, Job::LinearProbe, &place, Some(run));
+            }
+            let recipe = what.recipe(None)?;
+            if recipe.job == Job::LinearProbe {
+                return transfer(what, &recipe, Job::LinearProbe, &place, None);
             }
             let (train, test) = what.features()?;
             let accuracy = LinearProbe::fit(&train, ProbeConfig::default())?.accuracy(&test)?;
             println!("linear probe: {:.2} % of {} test images", accuracy * 100.0, test.len());
         }
-        Evaluate::Finetune { what, out } => {
-            let recipe = what.recipe(what.data.is_none().then_some("mae_finetune_digits"))?;
-            if recipe.job != Job::Finetune {
-                let what = "name a recipe for fine-tuning by --recipe, such as mae_finetune_vit_base";
-                return Err(Error::msg(what));
-            }
-            return transfer(what, &recipe, out.as_deref());
+        Evaluate::Finetune { what, run } => {
+            let place = run.place("finetune");
+            let (recipe, run) = match what.interrupted(&place)? {
+                Some((run, recipe)) => (recipe, Some(run)),
+                None => (what.recipe(what.data.is_none().then_some("mae_finetune_digits"))?, None),
+            };
+            return transfer(what, &recipe, Job::Finetune, &place, run);
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// Trains what the recipe says on top of the checkpoint, and tests it.
-fn transfer(what: &What, recipe: &Recipe, out: Option<&Path>) -> Result<ExitCode> {
-    if let Some(out) = out {
-        RunDir::check_free(out)?;
+/// Trains what the recipe says on top of the checkpoint, and tests it; goes on with `resumed` if there is one.
+fn transfer(
+    what: &What,
+    recipe: &Recipe,
+    job: Job,
+    place: &Place,
+    resumed: Option<RunDir>,
+) -> Result<ExitCode> {
+    if recipe.job != job {
+        return Err(Error::msg(match job {
+            Job::Finetune => "name a recipe for fine-tuning by --recipe, such as mae_finetune_vit_base",
+            _ => "the recipe is not one for linear probing, such as mae_linear_probe_vit_base",
+        }));
     }
     let classes = match recipe.data.source {
         Source::Digits => 10,
         Source::Folder => features::labelled(recipe, Split::Train)?.classes().len(),
     };
-    let tensors = io::load(&what.checkpoint)?.tensors();
-    if recipe.job == Job::LinearProbe {
-        let encoder = features::classifier(recipe, tensors, classes, what.pool())?;
-        let task = ProbeTask::new(recipe, encoder, classes)?;
-        return train(&task, recipe, optimizer(&recipe.optim, task.params(), [])?, out, "linear-probe");
+    let pool = if job == Job::LinearProbe { what.pool() } else { pool(recipe.finetune.global_pool) };
+    let mut settings = Settings::of(recipe)?;
+    // a frozen encoder is no part of the training state: the same one is needed to go on
+    settings.origin = Some(format!("CRC-32 {:08x}, pool {pool:?}", crc32(&what.checkpoint)?));
+    let model = features::classifier(recipe, io::load(&what.checkpoint)?.tensors(), classes, pool)?;
+    if job == Job::LinearProbe {
+        let task = ProbeTask::new(recipe, model, classes)?;
+        let optimizer = optimizer(&recipe.optim, task.params(), [])?;
+        return train(&task, recipe, Trainer::new(&task, settings, optimizer, None), place, resumed);
     }
-    let model = features::classifier(recipe, tensors, classes, pool(recipe.finetune.global_pool))?;
     let task = FinetuneTask::new(recipe, model, classes);
     let optimizer = optimizer(&recipe.optim, task.params(), task.groups(recipe))?;
-    train(&task, recipe, optimizer, out, "finetune")
+    train(&task, recipe, Trainer::new(&task, settings, optimizer, None), place, resumed)
 }
 
 fn train<T: Task<Batch = Batch> + Classifier>(
     task: &T,
     recipe: &Recipe,
-    optimizer: Box<dyn Optimizer>,
-    out: Option<&Path>,
-    name: &str,
+    mut trainer: Trainer<T>,
+    place: &Place,
+    resumed: Option<RunDir>,
 ) -> Result<ExitCode> {
-    let batches = source::supervised(recipe)?;
-    let mut trainer = Trainer::new(task, Settings::of(recipe)?, optimizer, None);
-    let mut progress = Progress::new(trainer.total(&batches)?, 0);
-    let run = match out {
-        Some(out) => RunDir::create(out, recipe)?,
-        None => RunDir::create_numbered(Path::new("runs"), name, recipe)?,
-    };
-    let metrics = Metrics::create(&run.metrics())?;
-    let mut output = Output { run, metrics, title: format!("{name}: loss") };
+    let (batches, name) = (source::supervised(recipe)?, &place.name);
+    let total = trainer.total(&batches)?;
+    let mut output = place.output(recipe, resumed, &mut trainer, format!("{name}: loss"))?;
+    let mut progress = Progress::new(total, trainer.step());
     if trainer.run(&batches, Some(&mut output), &mut progress, stop::flag()?)? == Outcome::Interrupted {
+        let (step, out) = (trainer.step(), output.run.path().display());
+        eprintln!("stopped after step {step} of {total}; the same command with --resume --out {out} goes on");
         return Ok(stop::code());
     }
     let file = output.run.file("model.safetensors");
@@ -181,6 +221,15 @@ fn train<T: Task<Batch = Batch> + Classifier>(
     let (right, all) = test(task, recipe)?;
     println!("{name}: {:.2} % of {all} test images; {}", right * 100.0 / all as f64, file.display());
     Ok(ExitCode::SUCCESS)
+}
+
+fn crc32(path: &Path) -> Result<u32> {
+    let read = || {
+        let mut reader = flate2::CrcReader::new(BufReader::with_capacity(1 << 20, File::open(path)?));
+        std::io::copy(&mut reader, &mut std::io::sink())?;
+        Ok(reader.crc().sum())
+    };
+    read().map_err(|e| Error::io(path, e))
 }
 
 /// Right answers on the test split, and images in it.

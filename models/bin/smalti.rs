@@ -4,6 +4,7 @@ mod evaluate;
 mod inspect;
 mod recipes;
 mod report;
+mod run;
 mod stop;
 mod train;
 

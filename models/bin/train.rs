@@ -1,10 +1,10 @@
 //! `smalti train mae`
 
-use crate::{report, stop};
+use crate::{report, run::Place, stop};
 use clap::{Args, Subcommand};
 use smalti::{Error, Result, nn::Params, optim::Ema};
 use smalti_models::train::{
-    Batches, MaeTask, Metrics, Outcome, Output, Progress, Recipe, RunDir, Settings, Trainer, optimizer,
+    Batches, MaeTask, Outcome, Progress, Recipe, RunDir, Settings, Trainer, optimizer,
     recipe::{Job, Source},
     source,
 };
@@ -13,9 +13,6 @@ use std::{
     process::ExitCode,
     time::Instant,
 };
-
-/// Where runs go that no `--out` places.
-const RUNS: &str = "runs";
 
 #[derive(Subcommand)]
 pub enum Train {
@@ -46,7 +43,10 @@ pub struct Options {
 pub fn run(what: &Train) -> Result<ExitCode> {
     let Train::Mae(options) = what;
     let start = Instant::now();
-    let (mut recipe, resumed) = plan(options)?;
+    let name = name(recipe_name(options));
+    let title = format!("MAE: loss ({name})");
+    let place = Place { out: options.out.as_deref(), resume: options.resume, name };
+    let (mut recipe, resumed) = plan(options, &place)?;
     if recipe.job != Job::Mae {
         return Err(Error::msg(format!("the recipe is for {:?}, not for pre-training", recipe.job)));
     }
@@ -56,7 +56,7 @@ pub fn run(what: &Train) -> Result<ExitCode> {
     let optimizer = optimizer(&recipe.optim, task.mae().params(), [])?;
     let mut trainer = Trainer::new(&task, Settings::of(&recipe)?, optimizer, ema);
     let total = trainer.total(&batches)?;
-    let mut output = output(options, &recipe, resumed, &mut trainer)?;
+    let mut output = place.output(&recipe, resumed, &mut trainer, title)?;
     announce(&recipe, &batches, task.mae().params(), &output.run, (trainer.step(), total));
     let mut progress = Progress::new(total, trainer.step());
     if trainer.run(&batches, Some(&mut output), &mut progress, stop::flag()?)? == Outcome::Interrupted {
@@ -82,27 +82,17 @@ pub fn run(what: &Train) -> Result<ExitCode> {
 }
 
 /// The recipe, and the run that is resumed.
-fn plan(options: &Options) -> Result<(Recipe, Option<RunDir>)> {
-    if options.resume {
-        if options.recipe.is_some() || options.data.is_some() {
-            return Err(Error::msg(
-                "--resume takes recipe and data of the run; leave out --recipe and --data",
-            ));
-        }
-        let path = match &options.out {
-            Some(path) => path.clone(),
-            None => RunDir::last_numbered(Path::new(RUNS), &name(recipe_name(options)))?,
-        };
-        let (run, recipe) = RunDir::open(&path, &options.set)?;
+fn plan(options: &Options, place: &Place) -> Result<(Recipe, Option<RunDir>)> {
+    if options.resume && (options.recipe.is_some() || options.data.is_some()) {
+        return Err(Error::msg("--resume takes recipe and data of the run; leave out --recipe and --data"));
+    }
+    if let Some((run, recipe)) = place.interrupted(&options.set)? {
         return Ok((recipe, Some(run)));
     }
     let mut recipe = Recipe::load(recipe_name(options), &options.set)?;
     if let Some(data) = &options.data {
         recipe.data.source = Source::Folder;
         recipe.data.folder = Some(data.clone());
-    }
-    if let Some(out) = &options.out {
-        RunDir::check_free(out)?;
     }
     Ok((recipe, None))
 }
@@ -116,27 +106,6 @@ fn recipe_name(options: &Options) -> &str {
 fn name(recipe: &str) -> String {
     let stem = Path::new(recipe).file_stem().map_or_else(|| recipe.into(), |stem| stem.to_string_lossy());
     stem.replace('_', "-")
-}
-
-fn output(
-    options: &Options,
-    recipe: &Recipe,
-    resumed: Option<RunDir>,
-    trainer: &mut Trainer<MaeTask>,
-) -> Result<Output> {
-    let title = format!("MAE: loss ({})", name(recipe_name(options)));
-    if let Some(run) = resumed {
-        trainer.resume(&run.state())?;
-        run.set_recipe(recipe)?;
-        let metrics = Metrics::resume(&run.metrics(), trainer.step())?;
-        return Ok(Output { run, metrics, title });
-    }
-    let run = match &options.out {
-        Some(out) => RunDir::create(out, recipe)?,
-        None => RunDir::create_numbered(Path::new(RUNS), &name(recipe_name(options)), recipe)?,
-    };
-    let metrics = Metrics::create(&run.metrics())?;
-    Ok(Output { run, metrics, title })
 }
 
 fn announce(

@@ -50,15 +50,3 @@ impl Features {
         self.labels.numel() == 0
     }
 }
-
-/// Subtracts the training mean of each feature and divides by its deviation (biased, eps 1e-6): a BatchNorm
-/// without affine, as its running averages end.
-///
-/// # Errors
-/// If the sets have different widths.
-pub fn standardise(train: &Features, others: &[&Features]) -> Result<Vec<Features>> {
-    let mean = train.x.mean_keepdim(0)?;
-    let scale = train.x.var_keepdim(0, 0)?.add_scalar(1e-6)?.rsqrt()?;
-    let map = |f: &Features| Ok(Features { x: f.x.sub(&mean)?.mul(&scale)?, labels: f.labels.clone() });
-    others.iter().map(|f| map(f)).collect()
-}

@@ -2,8 +2,9 @@
 
 mod features;
 mod knn;
+mod lbfgs;
 mod linear_probe;
 
-pub use features::{Features, standardise};
+pub use features::Features;
 pub use knn::{Vote, knn_accuracy};
 pub use linear_probe::{LinearProbe, ProbeConfig};

@@ -201,6 +201,26 @@ fn a_flat_folder_of_photographs() {
     assert!(folder.path().join("runs/mae-photos/preview.png").exists());
 }
 
+/// Runs until the log of `run` has three lines, then sends what Ctrl-C sends.
+#[cfg(unix)]
+fn interrupt(arguments: &[&str], folder: &Path, run: &str) {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_smalti"))
+        .args(arguments)
+        .current_dir(folder)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let log = folder.join(run).join("metrics.jsonl");
+    while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be interrupted");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+}
+
 /// Ctrl-C saves the state; the resumed run ends with the same bytes as the uninterrupted one.
 #[cfg(unix)]
 #[test]
@@ -210,24 +230,52 @@ fn interrupted_and_resumed() {
     assert!(short_run(whole.path(), &epochs).status.success());
     let arguments = ["train", "mae", "--out", "run", "--set", "schedule.warmup_epochs=1"];
     let smaller = ["--set", "model.depth=1", "--set", "model.embed_dim=16", "--set", "model.decoder_depth=1"];
-    let mut child = Command::new(env!("CARGO_BIN_EXE_smalti"))
-        .args([&arguments[..], &smaller, &epochs].concat())
-        .current_dir(parts.path())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::null())
-        .spawn()
-        .unwrap();
-    let log = parts.path().join("run/metrics.jsonl");
-    while fs::read_to_string(&log).map_or(0, |text| text.lines().count()) < 3 {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before it could be interrupted");
-        std::thread::sleep(std::time::Duration::from_millis(2));
-    }
-    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    interrupt(&[&arguments[..], &smaller, &epochs].concat(), parts.path(), "run");
     let resumed = smalti(&["train", "mae", "--out", "run", "--resume"], parts.path());
     assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
     assert_eq!(numbers(&whole.path().join("run")), numbers(&parts.path().join("run")));
     let file = "run/model.safetensors";
     assert_eq!(fs::read(whole.path().join(file)).unwrap(), fs::read(parts.path().join(file)).unwrap());
+}
+
+/// The same of what is trained on top of a checkpoint, which has to be the same checkpoint.
+#[cfg(unix)]
+#[test]
+fn interrupted_and_resumed_evaluations() {
+    let (whole, parts) = (folder(), folder());
+    assert!(short_run(whole.path(), &[]).status.success());
+    fs::copy(whole.path().join("run/encoder.safetensors"), whole.path().join("e.safetensors")).unwrap();
+    fs::copy(whole.path().join("e.safetensors"), parts.path().join("e.safetensors")).unwrap();
+    let sets = ["schedule.epochs=40", "schedule.warmup_epochs=1", "model.depth=1", "model.embed_dim=16"];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    for (what, more) in [
+        ("finetune", vec!["--recipe", "mae_finetune_digits", "--set", "finetune.mixup=0.8"]),
+        ("linear-probe", vec!["--recipe", "mae_linear_probe_digits", "--mean"]),
+    ] {
+        let begun = ["evaluate", what, "e.safetensors", "--out", what];
+        let first = [&begun[..], &more, &sets].concat();
+        let expected = smalti(&first, whole.path());
+        assert!(expected.status.success(), "{}", String::from_utf8_lossy(&expected.stderr));
+        interrupt(&first, parts.path(), what);
+        let mut again = [&begun[..], &["--resume"]].concat();
+        fails(&[&again[..], &["--recipe", "mae_digits"]].concat(), parts.path(), &["leave out --recipe"]);
+        if what == "linear-probe" {
+            fails(&again, parts.path(), &["was trained on top of", "pool Mean", "pool Class"]);
+            again.push("--mean");
+        }
+        again[2] = "run/model.safetensors";
+        fails(&again, whole.path(), &["was trained on top of", "CRC-32"]);
+        again[2] = "e.safetensors";
+        let resumed = smalti(&again, parts.path());
+        assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+        assert_eq!(expected.stdout, resumed.stdout, "accuracy");
+        assert_eq!(numbers(&whole.path().join(what)), numbers(&parts.path().join(what)));
+        let file = format!("{what}/model.safetensors");
+        assert_eq!(fs::read(whole.path().join(&file)).unwrap(), fs::read(parts.path().join(&file)).unwrap());
+        fails(
+            &["evaluate", "finetune", "e.safetensors", "--out", "none", "--resume"],
+            parts.path(),
+            &["none"],
+        );
+    }
 }

@@ -9,7 +9,7 @@ use crate::{
     backbones::vit::{Pool, VitClassifier},
     data::{Dataset, Digits, DigitsSplit, Folder, Loader, LoaderOptions, Pipeline, augment, presets},
     evaluate::Features,
-    mae_transfer::load_encoder,
+    mae::transfer::load_encoder,
 };
 use smalti::{Error, Result, Rng, Tensor, io};
 use std::path::Path;

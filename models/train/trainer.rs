@@ -100,6 +100,8 @@ pub struct Settings {
     pub checkpoint_every: usize,
     /// Epochs from one set of pictures to the next.
     pub preview_every: usize,
+    /// What the run is built on and does not train, such as a frozen encoder: to go on, it must be the same.
+    pub origin: Option<String>,
 }
 
 impl Settings {
@@ -127,6 +129,7 @@ impl Settings {
             log_every: recipe.run.log_every as u64,
             checkpoint_every: recipe.run.checkpoint_every,
             preview_every: recipe.run.preview_every,
+            origin: None,
         })
     }
 }
@@ -177,6 +180,17 @@ pub struct Output {
     pub metrics: Metrics,
     /// Title of the loss curve.
     pub title: String,
+}
+
+impl Output {
+    /// That of a new run.
+    ///
+    /// # Errors
+    /// If the log cannot be made.
+    pub fn create(run: RunDir, title: String) -> Result<Output> {
+        let metrics = Metrics::create(&run.metrics())?;
+        Ok(Output { run, metrics, title })
+    }
 }
 
 /// A run.
@@ -377,6 +391,7 @@ impl<'a, T: Task> Trainer<'a, T> {
             tensors: averages.into_iter().map(|(name, t)| (format!("{EMA}{name}"), t)).collect(),
             metadata: json!({
                 "seed": self.settings.seed,
+                "origin": self.settings.origin,
                 // as bits, so that the log goes on with the very same mean
                 "window": [sum.to_bits(), number],
                 "seconds": self.before + clock.session.elapsed().as_secs_f64(),
@@ -387,10 +402,21 @@ impl<'a, T: Task> Trainer<'a, T> {
         checkpoint::save(output.run.state(), self.task.params(), &[(OPTIMIZER, &*self.optimizer)], &progress)
     }
 
+    /// [`resume`](Self::resume) from the state in the folder of a run, whose log and recipe go on too.
+    ///
+    /// # Errors
+    /// As there, or if the folder cannot be written.
+    pub fn go_on(&mut self, run: RunDir, recipe: &Recipe, title: String) -> Result<Output> {
+        self.resume(&run.state())?;
+        run.set_recipe(recipe)?;
+        let metrics = Metrics::resume(&run.metrics(), self.step)?;
+        Ok(Output { run, metrics, title })
+    }
+
     /// Goes on where a saved run stood.
     ///
     /// # Errors
-    /// If the file is damaged, or belongs to another model, optimizer or seed. The run cannot be used then.
+    /// If the file is damaged, or belongs to another model, optimizer, seed or origin. The run cannot be used then.
     pub fn resume(&mut self, path: &Path) -> Result<()> {
         let optimizers = &mut [(OPTIMIZER, &mut *self.optimizer as &mut dyn Optimizer)];
         let progress = checkpoint::load(path, self.task.params(), optimizers)?;
@@ -402,6 +428,10 @@ impl<'a, T: Task> Trainer<'a, T> {
         if seed != self.settings.seed {
             let what = format!("was trained with seed {seed}, the recipe has {}", self.settings.seed);
             return Err(Error::format(path, what));
+        }
+        if meta["origin"] != json!(self.settings.origin) {
+            let [then, now] = [&meta["origin"], &json!(self.settings.origin)].map(|o| o.to_string());
+            return Err(Error::format(path, format!("was trained on top of {then}, not of {now}")));
         }
         match (&mut self.ema, &meta["ema_updates"]) {
             (None, serde_json::Value::Null) => {}

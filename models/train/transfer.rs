@@ -10,7 +10,7 @@ use crate::{
         Batch,
         augment::{MixUp, soft_targets},
     },
-    mae_transfer::{ProbeHead, finetune_loss},
+    mae::transfer::{ProbeHead, finetune_loss},
 };
 use smalti::{
     Result, Rng, Tensor,

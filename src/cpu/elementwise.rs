@@ -6,15 +6,17 @@
 
 use super::{
     parallel::{GRAIN, Shared, SharedMut, for_ranges},
-    pool::CpuVec,
+    pool::{Buffer, CpuVec},
     simd::simd,
     transpose::transpose,
 };
 use crate::{
-    Result, Tensor,
-    dtype::Element,
+    DType, Result, Tensor,
+    dtype::{Element, Float},
     shape::{Dims, Strides, broadcast, broadcast_strides, count},
 };
+use half::{bf16, f16};
+use smallvec::SmallVec;
 use std::mem::MaybeUninit;
 
 /// An iteration over `K` operands of one broadcast shape.
@@ -143,82 +145,178 @@ pub fn result_order(shape: &[usize], operands: &[&Tensor]) -> Dims {
     (0..shape.len()).collect()
 }
 
-/// Elements of a strided operand that are brought together at a time.
+/// Elements that are brought together, or converted, at a time.
 const BLOCK: usize = 512;
-type Stage<T> = [MaybeUninit<T>; BLOCK];
+/// Room for them, whatever their type.
+type Stage = [MaybeUninit<u64>; BLOCK];
 
-/// Elements `start..start + n` of a row: in place if they lie side by side, else gathered in `stage`.
-///
-/// # Safety
-/// The row lies within its storage; `n` is at most [`BLOCK`] if `step` is not 1.
-unsafe fn piece<T: Copy>(ptr: *const T, step: isize, start: usize, n: usize, stage: &mut Stage<T>) -> &[T] {
-    unsafe {
-        match step {
-            1 => return std::slice::from_raw_parts(ptr.add(start), n),
-            // a repeated element fills the whole stage once
-            0 if start == 0 => stage[..n].fill(MaybeUninit::new(*ptr)),
-            0 => {}
-            _ => (0..n).for_each(|i| {
-                stage[i].write(*ptr.offset((start + i) as isize * step));
-            }),
+/// Writes a row of results: from the rows of up to three operands, to where, and how many.
+type Kernel<'a> = &'a (dyn Fn([*const u8; 3], *mut u8, usize) + Sync);
+/// Reads elements from where, how far apart, and how many, and writes them side by side.
+type Load = unsafe fn(*const u8, isize, usize, *mut u8);
+
+/// Kernels compute in f32, f64 and i64. Other types are widened for them, a block on the stack at a time, and
+/// results narrowed back: a kernel of its own for each of the eight would make up most of the build.
+fn load(stored: DType, read: DType) -> Load {
+    use DType::*;
+    match (stored, read) {
+        (BF16, F32) => |from, step, n, to| unsafe { gather(from, step, n, to, bf16::acc) },
+        (F16, F32) => |from, step, n, to| unsafe { gather(from, step, n, to, f16::acc) },
+        (I32, I64) => |from, step, n, to| unsafe { gather(from, step, n, to, i32::to_i64) },
+        (U8 | Bool, I64) => |from, step, n, to| unsafe { gather(from, step, n, to, u8::to_i64) },
+        _ => {
+            assert!(stored == read || (stored, read) == (Bool, U8), "internal: {stored} read as {read}");
+            match stored.size() {
+                1 => |from, step, n, to| unsafe { gather(from, step, n, to, |x: u8| x) },
+                2 => |from, step, n, to| unsafe { gather(from, step, n, to, |x: u16| x) },
+                4 => |from, step, n, to| unsafe { gather(from, step, n, to, |x: u32| x) },
+                _ => |from, step, n, to| unsafe { gather(from, step, n, to, |x: u64| x) },
+            }
         }
-        std::slice::from_raw_parts(stage.as_ptr().cast(), n)
     }
 }
 
-/// The loop over a result of shape `shape` and its `K - 1` operands (the result is the last), and its strides.
-fn prepare<const K: usize>(shape: &[usize], operands: &[&Tensor]) -> (Loop<K>, Strides) {
-    let order = result_order(shape, operands);
-    let out = dense_strides(shape, &order);
-    let of = |t: &&Tensor| broadcast_strides(t.shape(), t.strides(), shape);
-    let strides: Vec<Strides> = operands.iter().map(of).collect();
-    let plan = Loop::new(shape, &order, std::array::from_fn(|k| strides.get(k).map_or(&out[..], |s| s)));
-    (plan, out)
+/// How results are narrowed, see [`load`]; nothing if they are stored as they were computed.
+fn store(computed: DType, stored: DType) -> Option<Load> {
+    use DType::*;
+    match (computed, stored) {
+        (F32, BF16) => Some(|from, step, n, to| unsafe { gather(from, step, n, to, bf16::store) }),
+        (F32, F16) => Some(|from, step, n, to| unsafe { gather(from, step, n, to, f16::store) }),
+        (I64, I32) => Some(|from, step, n, to| unsafe { gather(from, step, n, to, i32::from_i64) }),
+        (I64, U8) => Some(|from, step, n, to| unsafe { gather(from, step, n, to, u8::from_i64) }),
+        (I64, Bool) => Some(|from, step, n, to| unsafe { gather(from, step, n, to, bool::from_i64) }),
+        _ => {
+            assert!(computed == stored, "internal: {computed} stored as {stored}");
+            None
+        }
+    }
 }
 
-/// A result of shape `shape`, written by `$kernel` from pieces of the operands.
-macro_rules! run {
-    ($op:expr, $shape:expr, [$($t:ident: $T:ident),+], $R:ident, $K:literal, $kernel:ident, $f:ident) => {{
-        let shape: Dims = $shape;
-        let (plan, out_strides) = prepare::<$K>(&shape, &[$($t),+]);
-        let mut out = CpuVec::<$R>::new(count(&shape));
-        let steps = plan.inner();
-        let target = SharedMut::new(&mut out);
-        let sources = ($(Shared($t.cpu_ptr::<$T>()),)+);
-        plan.par_rows(|offsets, n| unsafe {
-            // the result is dense in visiting order, so its row is a slice
-            let row = offsets[$K - 1] as usize;
-            let row = target.slice(row..row + n);
-            let ($($t,)+) = sources;
-            let plain = steps[..$K - 1].iter().all(|&s| s == 1);
-            let width = if plain { n } else { BLOCK };
-            let mut stages = ($([MaybeUninit::<$T>::uninit(); BLOCK],)+);
-            for start in (0..n).step_by(width) {
-                let m = width.min(n - start);
-                let out = &mut row[start..start + m];
-                run!(@ $kernel, offsets, steps, start, m, stages, out, $f, $($t)+);
+/// The dtype of an operation's result that is computed in `computed`: that of its operand, if it was widened.
+fn narrowed(operand: &Tensor, computed: DType) -> DType {
+    match (operand.dtype(), computed) {
+        (dtype, DType::F32) if dtype.is_half() => dtype,
+        (dtype @ (DType::I32 | DType::U8 | DType::Bool), DType::I64) => dtype,
+        _ => computed,
+    }
+}
+
+/// # Safety
+/// The elements lie within their storage, and `to` has room for `n`.
+#[inline(always)]
+unsafe fn gather<S: Copy, C: Copy>(
+    from: *const u8,
+    step: isize,
+    n: usize,
+    to: *mut u8,
+    convert: impl Fn(S) -> C,
+) {
+    unsafe {
+        let (at, out, f) = (from.cast::<S>(), slice_mut(to, n), &convert);
+        match step {
+            1 => {
+                let from = slice(from, n);
+                simd!(row1(from, out, f))
             }
-        });
-        Tensor::from_cpu_strided(out, shape, out_strides, $op)
-    }};
-    (@ $kernel:ident, $o:ident, $s:ident, $at:ident, $m:ident, $st:ident, $out:ident, $f:ident, $a:ident) => {
-        let a = piece($a.ptr().offset($o[0]), $s[0], $at, $m, &mut $st.0);
-        let f = &$f;
-        simd!($kernel(a, $out, f))
-    };
-    (@ $kernel:ident, $o:ident, $s:ident, $at:ident, $m:ident, $st:ident, $out:ident, $f:ident, $a:ident $b:ident) => {
-        let a = piece($a.ptr().offset($o[0]), $s[0], $at, $m, &mut $st.0);
-        let b = piece($b.ptr().offset($o[1]), $s[1], $at, $m, &mut $st.1);
-        let f = &$f;
-        simd!($kernel(a, b, $out, f))
-    };
-    (@ $kernel:ident, $o:ident, $s:ident, $at:ident, $m:ident, $st:ident, $out:ident, $f:ident,
-        $a:ident $b:ident $c:ident) => {
-        let a = piece($a.ptr().offset($o[0]), $s[0], $at, $m, &mut $st.0);
-        let b = piece($b.ptr().offset($o[1]), $s[1], $at, $m, &mut $st.1);
-        let c = piece($c.ptr().offset($o[2]), $s[2], $at, $m, &mut $st.2);
-        let f = &$f;
-        simd!($kernel(a, b, c, $out, f))
+            0 => out.fill(convert(*at)),
+            _ => (0..n).for_each(|i| out[i] = convert(*at.offset(i as isize * step))),
+        }
+    }
+}
+
+unsafe fn slice<'a, T>(ptr: *const u8, n: usize) -> &'a [T] {
+    unsafe { std::slice::from_raw_parts(ptr.cast(), n) }
+}
+
+unsafe fn slice_mut<'a, T>(ptr: *mut u8, n: usize) -> &'a mut [T] {
+    unsafe { std::slice::from_raw_parts_mut(ptr.cast(), n) }
+}
+
+/// A result of shape `shape`, written by `kernel` from up to three operands, each with the dtype as which the
+/// kernel reads it. The kernel computes in `computed`, and the result is kept as `stored`.
+fn run(
+    op: &'static str,
+    shape: Dims,
+    operands: &[(&Tensor, DType)],
+    computed: DType,
+    stored: DType,
+    kernel: Kernel,
+) -> Tensor {
+    let tensors: SmallVec<[&Tensor; 3]> = operands.iter().map(|&(t, _)| t).collect();
+    let order = result_order(&shape, &tensors);
+    let out_strides = dense_strides(&shape, &order);
+    let of = |t: &&Tensor| broadcast_strides(t.shape(), t.strides(), &shape);
+    let strides: SmallVec<[Strides; 3]> = tensors.iter().map(of).collect();
+    // the result is the last; operands that are not there step with it
+    let plan = Loop::<4>::new(
+        &shape,
+        &order,
+        std::array::from_fn(|k| strides.get(k).map_or(&out_strides[..], |s| s)),
+    );
+    let steps = plan.inner();
+    let out = Buffer::new(count(&shape) * stored.size());
+    let target = SharedMut::of(out.ptr());
+    let narrow = store(computed, stored);
+    struct Source {
+        ptr: Shared<u8>,
+        size: isize,
+        load: Load,
+        direct: bool,
+    }
+    let sources: SmallVec<[Source; 3]> = (operands.iter().zip(steps))
+        .map(|(&(t, read), step)| Source {
+            ptr: Shared(t.cpu_bytes()),
+            size: t.dtype().size() as isize,
+            load: load(t.dtype(), read),
+            direct: step == 1 && t.dtype().size() == read.size(),
+        })
+        .collect();
+    let direct = narrow.is_none() && sources.iter().all(|s| s.direct);
+    plan.par_rows(|offsets, n| unsafe {
+        let mut stages: [Stage; 4] = [[MaybeUninit::uninit(); BLOCK]; 4];
+        let width = if direct { n } else { BLOCK };
+        for start in (0..n).step_by(width) {
+            let m = width.min(n - start);
+            let mut rows = [std::ptr::null(); 3];
+            for (k, source) in sources.iter().enumerate() {
+                let at = offsets[k] + start as isize * steps[k];
+                let at = source.ptr.ptr().offset(at * source.size);
+                let stage = stages[k].as_mut_ptr().cast::<u8>();
+                rows[k] = if source.direct { at } else { stage };
+                // a repeated element fills the whole stage once
+                if !source.direct && (steps[k] != 0 || start == 0) {
+                    (source.load)(at, steps[k], m, stage);
+                }
+            }
+            let to = target.ptr().add((offsets[3] as usize + start) * stored.size());
+            match narrow {
+                None => kernel(rows, to, m),
+                Some(narrow) => {
+                    let stage = stages[3].as_mut_ptr().cast::<u8>();
+                    kernel(rows, stage, m);
+                    narrow(stage, 1, m, to);
+                }
+            }
+        }
+    });
+    Tensor::from_buffer(out, stored, shape, out_strides, op)
+}
+
+/// A kernel that is compiled for every instruction set if it reads or writes f32; for the other types, where
+/// speed matters less, once.
+macro_rules! kernel {
+    ($row:ident($($x:ident: $T:ident),+) -> $R:ident, $f:expr) => {
+        &|rows, out, n| {
+            let f = &$f;
+            let [$($x,)+ ..] = rows;
+            // `run` hands out rows of these types and of that length
+            let ($($x,)+ out) = unsafe { ($(slice::<$T>($x, n),)+ slice_mut::<$R>(out, n)) };
+            if const { $(matches!($T::DTYPE, DType::F32) ||)+ matches!($R::DTYPE, DType::F32) } {
+                simd!($row($($x,)+ out, f))
+            } else {
+                $row($($x,)+ out, f)
+            }
+        }
     };
 }
 
@@ -258,13 +356,25 @@ fn row_update<T: Copy>(sum: &mut [T], x: &[T], f: &impl Fn(T, T) -> T) {
     }
 }
 
-/// `f` of every element. A closure of more than a few operations carries `#[inline(always)]`, see
-/// [`simd`](super::simd).
+/// `f` of every element. Half types are computed in f32 and integers in i64: the operand may be narrower than
+/// `A`, and a result of type `R` is then narrowed to the dtype of the operand. A closure of more than a few
+/// operations carries `#[inline(always)]`, see [`simd`](super::simd).
 pub fn map<A: Element, R: Element>(op: &'static str, a: &Tensor, f: impl Fn(A) -> R + Sync) -> Tensor {
-    run!(op, Dims::from_slice(a.shape()), [a: A], R, 2, row1, f)
+    map_to(op, a, narrowed(a, R::DTYPE), f)
 }
 
-/// `f` of every pair of elements of two broadcast tensors.
+/// [`map`] with a result of dtype `to`, which is `R` or narrower.
+pub fn map_to<A: Element, R: Element>(
+    op: &'static str,
+    a: &Tensor,
+    to: DType,
+    f: impl Fn(A) -> R + Sync,
+) -> Tensor {
+    let shape = Dims::from_slice(a.shape());
+    run(op, shape, &[(a, A::DTYPE)], R::DTYPE, to, kernel!(row1(a: A) -> R, f))
+}
+
+/// `f` of every pair of elements of two broadcast tensors, otherwise as [`map`].
 #[track_caller]
 pub fn map2<A: Element, B: Element, R: Element>(
     op: &'static str,
@@ -273,10 +383,11 @@ pub fn map2<A: Element, B: Element, R: Element>(
     f: impl Fn(A, B) -> R + Sync,
 ) -> Result<Tensor> {
     let shape = broadcast(op, a.shape(), b.shape())?;
-    Ok(run!(op, shape, [a: A, b: B], R, 3, row2, f))
+    let operands = [(a, A::DTYPE), (b, B::DTYPE)];
+    Ok(run(op, shape, &operands, R::DTYPE, narrowed(a, R::DTYPE), kernel!(row2(a: A, b: B) -> R, f)))
 }
 
-/// `f` of every triple of elements of three broadcast tensors.
+/// `f` of every triple of elements of three broadcast tensors, otherwise as [`map`].
 #[track_caller]
 pub fn map3<A: Element, B: Element, C: Element, R: Element>(
     op: &'static str,
@@ -286,7 +397,27 @@ pub fn map3<A: Element, B: Element, C: Element, R: Element>(
     f: impl Fn(A, B, C) -> R + Sync,
 ) -> Result<Tensor> {
     let shape = broadcast(op, &broadcast(op, a.shape(), b.shape())?, c.shape())?;
-    Ok(run!(op, shape, [a: A, b: B, c: C], R, 4, row3, f))
+    let operands = [(a, A::DTYPE), (b, B::DTYPE), (c, C::DTYPE)];
+    Ok(run(op, shape, &operands, R::DTYPE, narrowed(a, R::DTYPE), kernel!(row3(a: A, b: B, c: C) -> R, f)))
+}
+
+/// `a` where `condition` (bool) is true, else `b`, which has the same dtype; all three broadcast.
+#[track_caller]
+pub fn select(op: &'static str, condition: &Tensor, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    fn pick<T: Copy>([a, b, condition]: [*const u8; 3], out: *mut u8, n: usize) {
+        let (a, b) = unsafe { (slice::<T>(a, n), slice::<T>(b, n)) };
+        let (condition, out) = unsafe { (slice::<bool>(condition, n), slice_mut::<T>(out, n)) };
+        row3(a, b, condition, out, &|a, b, condition| if condition { a } else { b })
+    }
+    let shape = broadcast(op, &broadcast(op, condition.shape(), a.shape())?, b.shape())?;
+    let dtype = a.dtype();
+    let kernel: Kernel = match dtype.size() {
+        1 => &pick::<u8>,
+        2 => &pick::<u16>,
+        4 => &pick::<u32>,
+        _ => &pick::<u64>,
+    };
+    Ok(run(op, shape, &[(a, dtype), (b, dtype), (condition, DType::Bool)], dtype, dtype, kernel))
 }
 
 /// Row-major copy of a view.
@@ -308,11 +439,25 @@ pub fn to_vec<T: Element>(a: &Tensor) -> CpuVec<T> {
 /// The places lie within the target's allocation, do not coincide, and nobody else touches them meanwhile.
 pub unsafe fn copy_into<T: Element>(a: &Tensor, target: SharedMut<T>, strides: &[isize], order: &[usize]) {
     let plan = Loop::<2>::new(a.shape(), order, [a.strides(), strides]);
-    let steps = plan.inner();
-    let source = Shared(a.cpu_ptr::<T>());
-    if let Some(dense) = plan.transposed() {
-        return unsafe { copy_transposed(&plan, dense, source, target) };
+    let (from, to) = (a.cpu_ptr::<T>(), target.ptr());
+    // Nothing is computed, so types of one size share the code.
+    unsafe {
+        match size_of::<T>() {
+            1 => copy::<u8>(&plan, Shared(from.cast()), SharedMut::of(to.cast())),
+            2 => copy::<u16>(&plan, Shared(from.cast()), SharedMut::of(to.cast())),
+            4 => copy::<u32>(&plan, Shared(from.cast()), SharedMut::of(to.cast())),
+            _ => copy::<u64>(&plan, Shared(from.cast()), SharedMut::of(to.cast())),
+        }
     }
+}
+
+/// # Safety
+/// As [`copy_into`].
+unsafe fn copy<T: Copy + Send + Sync>(plan: &Loop<2>, source: Shared<T>, target: SharedMut<T>) {
+    if let Some(dense) = plan.transposed() {
+        return unsafe { copy_transposed(plan, dense, source, target) };
+    }
+    let steps = plan.inner();
     plan.par_rows(|[from, to], n| unsafe {
         let (from, to) = (source.ptr().offset(from), target.ptr().offset(to));
         match steps {
@@ -340,7 +485,12 @@ const BAND: usize = 32;
 ///
 /// # Safety
 /// As [`copy_into`].
-unsafe fn copy_transposed<T: Element>(plan: &Loop<2>, dense: usize, source: Shared<T>, target: SharedMut<T>) {
+unsafe fn copy_transposed<T: Copy + Send + Sync>(
+    plan: &Loop<2>,
+    dense: usize,
+    source: Shared<T>,
+    target: SharedMut<T>,
+) {
     let last = plan.sizes.len() - 1;
     let (rows, columns) = (plan.sizes[dense], plan.sizes[last]);
     let (step, pitch) = (plan.strides[0][last], plan.strides[1][dense]);
@@ -382,17 +532,21 @@ pub fn update<T: Element>(sum: &mut Tensor, x: &Tensor, f: impl Fn(T, T) -> T + 
     debug_assert_eq!(&shape[..], x.shape());
     let strides = crate::shape::contiguous_strides(&shape);
     let order: Dims = (0..shape.len()).collect();
-    let Some(slice) = sum.cpu_slice_mut::<T>() else { return false };
+    let Some(values) = sum.cpu_slice_mut::<T>() else { return false };
     let plan = Loop::<2>::new(&shape, &order, [x.strides(), &strides]);
     let [step, _] = plan.inner();
-    let (target, source) = (SharedMut::new(slice), Shared(x.cpu_ptr::<T>()));
+    let (target, source) = (SharedMut::new(values), Shared(x.cpu_ptr::<T>()));
     plan.par_rows(|[from, to], n| unsafe {
         let row = target.slice(to as usize..to as usize + n);
         let width = if step == 1 { n } else { BLOCK };
-        let mut stage = [MaybeUninit::uninit(); BLOCK];
+        let mut stage: Stage = [MaybeUninit::uninit(); BLOCK];
         for (i, sum) in row.chunks_mut(width).enumerate() {
-            let x = piece(source.ptr().offset(from), step, i * width, sum.len(), &mut stage);
-            let f = &f;
+            let mut x = source.ptr().offset(from + (i * width) as isize * step).cast();
+            if step != 1 {
+                load(T::DTYPE, T::DTYPE)(x, step, sum.len(), stage.as_mut_ptr().cast());
+                x = stage.as_ptr().cast();
+            }
+            let (x, f) = (slice::<T>(x, sum.len()), &f);
             simd!(row_update(sum, x, f));
         }
     });

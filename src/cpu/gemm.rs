@@ -60,22 +60,21 @@ pub unsafe fn gemm<T: GemmElement>(
     into: Into,
     threads: bool,
 ) {
-    // Packing walks over 48 columns of `rhs` at once; where they begin at the same place of different pages they
-    // all want the same few cache lines. A transposed copy first costs a tenth of what that does.
-    let column_bytes = rhs.column.unsigned_abs() * size_of::<T>();
-    if rhs.row == 1
-        && dst.column == 1
-        && m >= 64
-        && n >= 16
-        && column_bytes > 0
-        && column_bytes.is_multiple_of(4096)
-    {
+    // Packing walks over 48 columns of `rhs` at once. Where these lie apart, that reads from 48 places at a time, and
+    // where they begin at the same place of different pages, all want the same few cache lines. A transposed copy
+    // first costs less: the products of a ViT then run at 200 to 220 GFLOP/s on two cores instead of 120 to 207.
+    if rhs.row == 1 && rhs.column != 1 && dst.column == 1 && m >= 64 && n >= 16 && k >= 16 {
         let mut copy = CpuVec::<T>::new(n * k);
         let (to, from) = (SharedMut::new(&mut copy), Shared(rhs.ptr));
-        for_ranges(n, 64, |range| unsafe {
+        let part = |range: std::ops::Range<usize>| unsafe {
             let (first, from) = (range.start, from.ptr().offset(range.start as isize * rhs.column));
             transpose([range.len(), k], from, rhs.column, to.ptr().add(first), n as isize);
-        });
+        };
+        if threads && n * k > 1 << 16 {
+            for_ranges(n, (1usize << 16).div_ceil(k).next_multiple_of(16), part);
+        } else {
+            part(0..n);
+        }
         let rhs = Mat::new(copy.as_ptr(), n as isize, 1);
         return unsafe { gemm([m, n, k], dst, lhs, rhs, scale, into, threads) };
     }

@@ -42,6 +42,11 @@ impl<T> SharedMut<T> {
         SharedMut(slice.as_mut_ptr())
     }
 
+    /// Shares the memory at `ptr`.
+    pub fn of(ptr: *mut T) -> Self {
+        SharedMut(ptr)
+    }
+
     /// The elements `range`.
     ///
     /// # Safety

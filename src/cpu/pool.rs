@@ -29,6 +29,8 @@ const HUGE_PAGE: usize = 2 << 20;
 pub struct Buffer {
     ptr: NonNull<u8>,
     bytes: usize,
+    /// Somebody else's memory, not to be returned.
+    borrowed: bool,
 }
 
 unsafe impl Send for Buffer {}
@@ -38,7 +40,16 @@ impl Buffer {
     /// A buffer of `bytes` bytes.
     pub fn new(bytes: usize) -> Self {
         let ptr = if bytes >= LARGE { take(rounded(bytes)) } else { system(small(bytes)) };
-        Buffer { ptr, bytes }
+        Buffer { ptr, bytes, borrowed: false }
+    }
+
+    /// A view of somebody else's memory, which is left alone when dropped.
+    ///
+    /// # Safety
+    /// `ptr` is not null and points to `bytes` bytes that live longer than the buffer.
+    #[cfg(feature = "emulate")]
+    pub(crate) unsafe fn borrowed(ptr: *mut u8, bytes: usize) -> Self {
+        Buffer { ptr: unsafe { NonNull::new_unchecked(ptr) }, bytes, borrowed: true }
     }
 
     /// Its size.
@@ -54,6 +65,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
+        if self.borrowed {
+            return;
+        }
         if self.bytes >= LARGE {
             pool().give(self.ptr.as_ptr() as usize, rounded(self.bytes));
         } else {

@@ -11,6 +11,7 @@
 //!
 //! Reductions keep [`LANES`] partial results, so that they vectorise and give the same sums everywhere.
 
+use crate::dtype::{DType, Element};
 use std::sync::OnceLock;
 
 /// Width of explicit lane arrays: one AVX-512 register of f32, two of AVX2.
@@ -68,10 +69,28 @@ pub(crate) use call as simd;
 pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     match level() {
         Level::Plain => f(),
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => unsafe { avx2(f) },
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
         Level::Avx512 => unsafe { avx512(f) },
+        // Builds for development leave out the version that takes longest to compile.
+        #[cfg(target_arch = "x86_64")]
+        _ => unsafe { avx2(f) },
+    }
+}
+
+/// [`simd`] for code over elements of type `T`: worth every instruction set for f32 and the half types; f64 and
+/// integers, which no model computes in, are compiled once.
+#[inline(always)]
+pub fn simd_of<T: Element, R>(f: impl FnOnce() -> R) -> R {
+    if const { matches!(T::DTYPE, DType::F32 | DType::BF16 | DType::F16) } { simd(f) } else { f() }
+}
+
+/// [`simd`] without AVX-512, for loops that have their own code for it.
+#[inline(always)]
+pub fn simd_narrow<R>(f: impl FnOnce() -> R) -> R {
+    match level() {
+        Level::Plain => f(),
+        #[cfg(target_arch = "x86_64")]
+        _ => unsafe { avx2(f) },
     }
 }
 
@@ -81,7 +100,7 @@ unsafe fn avx2<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-#[cfg(target_arch = "x86_64")]
+#[cfg(all(target_arch = "x86_64", not(debug_assertions)))]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,bmi1,bmi2,f16c,lzcnt")]
 unsafe fn avx512<R>(f: impl FnOnce() -> R) -> R {
     f()

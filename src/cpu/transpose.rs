@@ -1,12 +1,10 @@
 //! Transposing matrices in memory, 16 x 16 at a time: how channels-first meets channels-last.
 
-use crate::dtype::Element;
-
 /// `to[j * to_step + i] = from[i * from_step + j]` for `i < rows`, `j < columns`.
 ///
 /// # Safety
 /// Both matrices lie in valid memory, do not overlap, and nobody else touches `to` meanwhile.
-pub unsafe fn transpose<T: Element>(
+pub unsafe fn transpose<T: Copy>(
     [rows, columns]: [usize; 2],
     from: *const T,
     from_step: isize,

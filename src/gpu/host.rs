@@ -1,7 +1,7 @@
 //! Operations without a kernel of their own go through the host: what they read is brought over, the CPU code
 //! runs, and what it made is sent back. Right but slow, so it is counted by name.
 
-use crate::{Device, Result, Tensor};
+use crate::{Device, Error, Result, Tensor};
 use smallvec::SmallVec;
 use std::{
     cell::Cell,
@@ -33,13 +33,20 @@ impl Drop for Way {
 }
 
 /// Takes the way through the host if the tensor is on a GPU and the way was not taken yet.
-pub(crate) fn enter_host(op: &'static str, t: &Tensor) -> Option<Way> {
-    if !on_gpu(t) {
-        return None;
+///
+/// # Errors
+/// If a graph is being recorded: the values are not there.
+#[track_caller]
+pub(crate) fn enter_host(op: &'static str, t: &Tensor) -> Result<Option<Way>> {
+    let Device::Cuda(index) = t.device() else { return Ok(None) };
+    if ON_HOST.get() {
+        return Ok(None);
     }
+    super::graph::refuse_in_capture(index, "going through the host")
+        .map_err(|error| Error::op(op, format!("has no kernel for this case; {error}")))?;
     *counts().entry(op).or_default() += 1;
     ON_HOST.set(true);
-    Some(Way { device: t.device() })
+    Ok(Some(Way { device: t.device() }))
 }
 
 /// Sends what CPU code made to the GPU, if the way was through the host.
@@ -121,7 +128,7 @@ impl<T: Upload, const N: usize> Upload for SmallVec<[T; N]> {
 impl<T: Upload, const N: usize> Upload for [T; N] {
     fn upload(self, device: Device) -> Result<Self> {
         let all: Vec<T> = self.into_iter().map(|t| t.upload(device)).collect::<Result<_>>()?;
-        all.try_into().map_err(|_| crate::Error::msg("internal: elements were lost on the way to the GPU"))
+        all.try_into().map_err(|_| Error::msg("internal: elements were lost on the way to the GPU"))
     }
 }
 impl<A: Upload, B: Upload> Upload for (A, B) {

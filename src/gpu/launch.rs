@@ -1,6 +1,6 @@
 //! From tensors to kernel arguments.
 
-use super::{driver, memory::Buffer, sys};
+use super::{driver, graph, memory::Buffer, sys};
 use crate::{
     DType, Device, Error, Result, Tensor,
     shape::{Dims, Strides, contiguous_strides, count},
@@ -66,8 +66,10 @@ pub(crate) fn launch<const N: usize>(
     };
     let mut views = Vec::with_capacity(N);
     for t in tensors {
+        graph::touch(t);
         views.push(view(op, t, device)?);
     }
+    graph::enter(index)?;
     let stream = driver::stream(index)?;
     match f(std::array::from_fn(|i| views[i]), stream) {
         0 => Ok(()),

@@ -2,20 +2,28 @@
 //! operation lives here. Compiled under the features `cuda` and `emulate`.
 
 #[rustfmt::skip]
+#[allow(dead_code)]
 pub(crate) mod bindings;
 mod driver;
+mod graph;
 mod host;
 mod launch;
 mod memory;
+mod product;
 
 #[allow(unused_imports)]
 pub(crate) use bindings as sys;
-pub(crate) use driver::open;
+pub(crate) use driver::{Convolution, Image, open};
+#[allow(unused_imports)]
+pub(crate) use graph::touch;
+pub use graph::{Event, Graph, Range, range, refill};
 pub(crate) use host::{Upload, enter_host, is_on_host, leave_host, on_gpu, upload_fields};
 pub use host::{host_operations, reset_host_operations};
 pub(crate) use launch::{empty, empty_strided, launch};
 pub(crate) use memory::Buffer;
 pub use memory::{stats, synchronize, trim};
+pub(crate) use product::{Besides, convolve, product};
+pub use product::{allow_tf32, set_allow_tf32};
 
 /// Is `cuda:0` the emulator?
 pub const fn is_emulated() -> bool {

@@ -1,12 +1,14 @@
 //! Files: safetensors, PyTorch's `.pth`, and checkpoints of a training run.
 //!
 //! Reading never runs code that stands in a file, and every size and offset is checked against the file before
-//! memory is taken. Writing goes to a temporary file in the same folder that is synchronised and then renamed,
-//! so that a crash leaves the old file or the new one.
+//! memory is taken. The checksums of a `.pth`, and of what smalti writes as safetensors, are verified. Writing goes
+//! to a temporary file in the same folder that is synchronised and then renamed, so that a crash leaves the old
+//! file or the new one.
 
 mod atomic;
 mod bytes;
 pub mod checkpoint;
+mod checksum;
 mod pth;
 mod safetensors;
 mod value;

@@ -4,8 +4,7 @@ use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
     cpu::elementwise,
-    dtype::{Element, Float},
-    for_dtype, for_float, on_device,
+    for_computed, on_device,
 };
 use smallvec::smallvec;
 
@@ -21,18 +20,10 @@ macro_rules! arithmetic {
         let (a, b) = promoted($a, $b)?;
         on_device!(a, $op, match a.dtype() {
             DType::Bool => crate::bail!($op, "needs numbers, got two bool tensors"),
-            dtype if dtype.is_float() => for_float!(dtype, $op, T => {
-                elementwise::map2($op, &a, &b, |$x: T, $y: T| {
-                    let ($x, $y) = ($x.acc(), $y.acc());
-                    T::store($float)
-                })
+            dtype if dtype.is_float() => for_computed!(dtype, $op, T => {
+                elementwise::map2($op, &a, &b, |$x: T, $y: T| $float)
             }),
-            dtype => for_dtype!(dtype, T => {
-                elementwise::map2($op, &a, &b, |$x: T, $y: T| {
-                    let ($x, $y) = ($x.to_i64(), $y.to_i64());
-                    T::from_i64($int)
-                })
-            }),
+            _ => elementwise::map2($op, &a, &b, |$x: i64, $y: i64| $int),
         })?
     }};
 }
@@ -89,8 +80,10 @@ impl Tensor {
             && on_device!(
                 self,
                 "add",
-                for_float!(self.dtype(), "add", T => {
-                    Ok(elementwise::update(&mut self, other, |a: T, b: T| T::store(a.acc() + b.acc())))
+                Ok(match self.dtype() {
+                    DType::F32 => elementwise::update(&mut self, other, |a: f32, b: f32| a + b),
+                    DType::F64 => elementwise::update(&mut self, other, |a: f64, b: f64| a + b),
+                    _ => false,
                 })
             )?;
         if done { Ok(self) } else { self.add(other) }
@@ -159,10 +152,8 @@ impl Backward for Div {
             on_device!(
                 grad,
                 Self::NAME,
-                for_float!(grad.dtype(), Self::NAME, T => {
-                    elementwise::map3(Self::NAME, grad, &a, &b, |g: T, a: T, b: T| {
-                        T::store(-(g.acc() * (a.acc() / b.acc() / b.acc())))
-                    })
+                for_computed!(grad.dtype(), Self::NAME, T => {
+                    elementwise::map3(Self::NAME, grad, &a, &b, |g: T, a: T, b: T| -(g * (a / b / b)))
                 })
             )
         })?;
@@ -180,9 +171,13 @@ macro_rules! comparison {
             #[track_caller]
             pub fn $name(&self, other: &Tensor) -> Result<Tensor> {
                 let (a, b) = promoted(self, other)?;
-                on_device!(a, stringify!($name), for_dtype!(a.dtype(), T => {
-                    elementwise::map2(stringify!($name), &a, &b, |x: T, y: T| x $op y)
-                }))
+                let op = stringify!($name);
+                on_device!(a, op, match a.dtype() {
+                    dtype if dtype.is_float() => for_computed!(dtype, op, T => {
+                        elementwise::map2(op, &a, &b, |x: T, y: T| x $op y)
+                    }),
+                    _ => elementwise::map2(op, &a, &b, |x: i64, y: i64| x $op y),
+                })
             }
         )+}
     };

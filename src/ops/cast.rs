@@ -5,7 +5,7 @@ use crate::{
     autograd::{Backward, Ctx, Grads},
     cpu::elementwise,
     dtype::Element,
-    for_dtype, on_device,
+    on_device,
 };
 use smallvec::smallvec;
 
@@ -23,7 +23,12 @@ impl Tensor {
         let y = on_device!(
             self,
             "to_dtype",
-            for_dtype!(self.dtype(), A => for_dtype!(dtype, B => Ok(convert::<A, B>(self))))
+            Ok(match self.dtype() {
+                DType::F32 | DType::BF16 | DType::F16 => convert::<f32>(self, dtype),
+                DType::F64 => convert::<f64>(self, dtype),
+                DType::I64 | DType::I32 => convert::<i64>(self, dtype),
+                DType::U8 | DType::Bool => convert::<u8>(self, dtype),
+            })
         )?;
         if dtype.is_float() { y.record([self], Cast { from: self.dtype() }) } else { Ok(y) }
     }
@@ -47,14 +52,36 @@ impl Tensor {
         }
         f(std::array::from_fn(|i| &wide[i]))?.to_dtype(dtype)
     }
+
+    /// Runs `f`, which only moves elements, on elements of a type that stands for all of their size: see
+    /// [`for_size!`](crate::for_size).
+    pub(crate) fn moved(&self, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let stand_in = match self.dtype().size() {
+            1 => DType::U8,
+            2 => DType::BF16,
+            4 => DType::F32,
+            _ => DType::I64,
+        };
+        Ok(f(&self.seen_as(stand_in))?.seen_as(self.dtype()))
+    }
 }
 
-fn convert<A: Element, B: Element>(x: &Tensor) -> Tensor {
-    let float = A::DTYPE.is_float() || B::DTYPE.is_float();
-    match (A::DTYPE, B::DTYPE) {
-        // f64 holds every value of the other types but large i64, so it is the common ground of floats.
-        _ if float => elementwise::map("to_dtype", x, |v: A| B::from_f64(v.to_f64())),
-        _ => elementwise::map("to_dtype", x, |v: A| B::from_i64(v.to_i64())),
+/// `A` holds every value of the dtype of `x`.
+fn convert<A: Element>(x: &Tensor, to: DType) -> Tensor {
+    if !A::DTYPE.is_float() && !to.is_float() {
+        return elementwise::map_to("to_dtype", x, to, |v: A| v.to_i64());
+    }
+    // f64 holds every value of the other types but large i64, so it is the common ground of floats
+    fn by_f64<A: Element, B: Element>(x: &Tensor, to: DType) -> Tensor {
+        elementwise::map_to("to_dtype", x, to, |v: A| B::from_f64(v.to_f64()))
+    }
+    match to {
+        DType::F32 | DType::BF16 | DType::F16 => by_f64::<A, f32>(x, to),
+        DType::F64 => by_f64::<A, f64>(x, to),
+        DType::I64 => by_f64::<A, i64>(x, to),
+        DType::I32 => by_f64::<A, i32>(x, to),
+        DType::U8 => by_f64::<A, u8>(x, to),
+        DType::Bool => by_f64::<A, bool>(x, to),
     }
 }
 

@@ -82,7 +82,7 @@ mod cpu {
         cpu::{
             parallel::{SharedMut, for_ranges},
             pool::CpuVec,
-            simd::simd,
+            simd::simd_of,
         },
         dtype::{Float, Real},
     };
@@ -102,7 +102,7 @@ mod cpu {
             let (from, to) = (&values[range.clone()], unsafe { target.slice(range) });
             for (i, (to, from)) in to.chunks_mut(4 * BLOCKS).zip(from.chunks(4 * BLOCKS)).enumerate() {
                 let first = rule.first + (start / 4 + i * BLOCKS) as u64;
-                simd(
+                simd_of::<T, _>(
                     #[inline(always)]
                     || {
                         let words = rule.source.blocks::<BLOCKS>(first);

@@ -3,7 +3,7 @@
 use crate::{
     DType, Dim, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
-    bail, ensure, for_dtype, on_device,
+    bail, ensure, for_size, on_device,
     shape::{Dims, broadcast},
 };
 use smallvec::smallvec;
@@ -28,8 +28,9 @@ impl Tensor {
         if self.rank() == 0 {
             return self.reshape([1])?.gather_as(op, 0, &index.reshape([1])?)?.reshape(());
         }
-        let y =
-            on_device!(self, op, for_dtype!(self.dtype(), T => Ok(cpu::gather::<T>(self, dim, &index, op))))?;
+        let y = self.moved(|x| {
+            on_device!(x, op, for_size!(x.dtype(), T => Ok(cpu::gather::<T>(x, dim, &index, op))))
+        })?;
         y.record([self], Gather { index, dim, from: Dims::from_slice(self.shape()) })
     }
 
@@ -50,11 +51,13 @@ impl Tensor {
         let mut column: Dims = smallvec![1; self.rank()];
         (shape[dim], column[dim]) = (n, n);
         let spread = index.reshape(column)?.expand(shape)?;
-        let y = on_device!(
-            self,
-            "index_select",
-            for_dtype!(self.dtype(), T => Ok(cpu::gather::<T>(self, dim, &spread, "index_select")))
-        )?;
+        let y = self.moved(|x| {
+            on_device!(
+                x,
+                "index_select",
+                for_size!(x.dtype(), T => Ok(cpu::gather::<T>(x, dim, &spread, "index_select")))
+            )
+        })?;
         y.record([self], IndexSelect { index, dim, from: Dims::from_slice(self.shape()) })
     }
 

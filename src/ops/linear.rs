@@ -33,9 +33,7 @@ impl Tensor {
     pub fn linear_gelu(&self, weight: &Tensor, bias: &Tensor) -> Result<Tensor> {
         let (x, shape) = check("linear_gelu", self, weight, Some(bias))?;
         let product = forward("linear_gelu", &x, weight, None)?;
-        let y = Tensor::in_f32([&product, &bias.detach()], |[p, b]| {
-            on_device!(p, "linear_gelu", for_real!(p.dtype(), "linear_gelu", T => Ok(cpu::gelu::<T>(p, b))))
-        })?;
+        let y = gelu(&product, &bias.detach())?;
         let (w, b) = (weight.clone(), bias.detach());
         let saved = LinearGelu { x: weight.tracked().then(|| x.clone()), w, b, product };
         y.record([&x, weight, bias], saved)?.reshape(shape)
@@ -65,16 +63,48 @@ fn check(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -
 }
 
 fn forward(op: &'static str, x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (x, w) = (x.detach(), weight.detach());
-    macro_rules! run {
-        ($x:expr, $w:expr, $b:expr) => {
-            on_device!($x, op, for_real!($x.dtype(), op, T => Ok(cpu::forward::<T>(op, $x, $w, $b))))
-        };
+    let (x, w) = (&x.detach(), &weight.detach());
+    let on_cpu = |x: &Tensor, w: &Tensor, b: Option<&Tensor>| for_real!(x.dtype(), op, T => Ok(cpu::forward::<T>(op, x, w, b)));
+    on_device!(
+        x,
+        op,
+        match bias {
+            Some(b) => Tensor::in_f32([x, w, &b.detach()], |[x, w, b]| on_cpu(x, w, Some(b))),
+            None => Tensor::in_f32([x, w], |[x, w]| on_cpu(x, w, None)),
+        },
+        gpu::forward(op, x, w, bias.map(Tensor::detach).as_ref())
+    )
+}
+
+fn gelu(product: &Tensor, bias: &Tensor) -> Result<Tensor> {
+    const OP: &str = "linear_gelu";
+    on_device!(
+        product,
+        OP,
+        Tensor::in_f32([product, bias], |[p, b]| for_real!(p.dtype(), OP, T => Ok(cpu::gelu::<T>(p, b)))),
+        gpu::gelu(OP, product, bias)
+    )
+}
+
+/// The gradient of a product's bias.
+fn column_sums(op: &'static str, grad: &Tensor) -> Result<Tensor> {
+    on_device!(
+        grad,
+        op,
+        Tensor::in_f32([grad], |[g]| for_real!(g.dtype(), op, T => Ok(cpu::column_sums::<T>(g)))),
+        gpu::column_sums(op, grad)
+    )
+}
+
+/// Gradients of weight and bias of a layer with input `x`, where both are wanted and neither will be differentiated
+/// again; `None` where they are better computed apart.
+fn both_gradients(op: &'static str, grad: &Tensor, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+    #[cfg(gpu)]
+    if crate::gpu::on_gpu(grad) {
+        return gpu::both_gradients(op, grad, x);
     }
-    match bias {
-        Some(b) => Tensor::in_f32([&x, &w, &b.detach()], |[x, w, b]| run!(x, w, Some(b))),
-        None => Tensor::in_f32([&x, &w], |[x, w]| run!(x, w, None)),
-    }
+    let _ = (op, grad, x);
+    Ok(None)
 }
 
 struct Linear {
@@ -88,15 +118,15 @@ impl Backward for Linear {
 
     fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
         let dx = ctx.grad(0, || grad.matmul(super::binary::kept(Self::NAME, &self.w)?))?;
-        let dw = ctx.grad(1, || grad.t()?.matmul(super::binary::kept(Self::NAME, &self.x)?))?;
-        let db = ctx.grad(2, || {
-            if is_grad_enabled() {
-                return grad.sum(0);
+        if ctx.needs(1) && ctx.needs(2) && !is_grad_enabled() {
+            let x = super::binary::kept(Self::NAME, &self.x)?;
+            if let Some((dw, db)) = both_gradients(Self::NAME, grad, x)? {
+                return Ok(smallvec![dx, Some(dw), Some(db)]);
             }
-            Tensor::in_f32([grad], |[g]| {
-                on_device!(g, Self::NAME, for_real!(g.dtype(), Self::NAME, T => Ok(cpu::column_sums::<T>(g))))
-            })
-        })?;
+        }
+        let dw = ctx.grad(1, || grad.t()?.matmul(super::binary::kept(Self::NAME, &self.x)?))?;
+        let db =
+            ctx.grad(2, || if is_grad_enabled() { grad.sum(0) } else { column_sums(Self::NAME, grad) })?;
         Ok(smallvec![dx, dw, db])
     }
 }
@@ -112,25 +142,125 @@ impl Backward for LinearGelu {
     const NAME: &'static str = "linear_gelu";
 
     fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
-        let mut db = None;
-        let dz = Tensor::in_f32([grad, &self.product, &self.b], |[g, p, b]| {
-            on_device!(
-                g,
-                Self::NAME,
-                for_real!(g.dtype(), Self::NAME, T => {
-                    let (dz, sums) = cpu::gelu_backward::<T>(g, p, b);
-                    db = Some(sums);
-                    Ok(dz)
-                })
-            )
-        })?;
-        let db = match db.filter(|_| ctx.needs(2)) {
-            Some(db) => Some(db.to_dtype(grad.dtype())?),
-            None => None,
-        };
+        let (g, p, b) = (grad, &self.product, &self.b);
+        let (dz, db) = on_device!(
+            g,
+            Self::NAME,
+            in_f32_pair([g, p, b], |[g, p, b]| {
+                for_real!(g.dtype(), Self::NAME, T => Ok(cpu::gelu_backward::<T>(g, p, b)))
+            }),
+            gpu::gelu_backward(Self::NAME, g, p, b)
+        )?;
+        let db = ctx.needs(2).then_some(db);
         let dx = ctx.grad(0, || dz.matmul(&self.w.detach()))?;
         let dw = ctx.grad(1, || dz.t()?.matmul(&super::binary::kept(Self::NAME, &self.x)?.detach()))?;
         Ok(smallvec![dx, dw, db])
+    }
+}
+
+/// As [`Tensor::in_f32`], for two results.
+fn in_f32_pair<const N: usize>(
+    inputs: [&Tensor; N],
+    f: impl FnOnce([&Tensor; N]) -> Result<(Tensor, Tensor)>,
+) -> Result<(Tensor, Tensor)> {
+    let mut second = None;
+    let first = Tensor::in_f32(inputs, |inputs| {
+        let (first, other) = f(inputs)?;
+        second = Some(other);
+        Ok(first)
+    })?;
+    match second {
+        Some(second) => Ok((first, second.to_dtype(inputs[0].dtype())?)),
+        None => Err(crate::Error::msg("internal: the second of two results is missing")),
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        DType,
+        gpu::{self, Besides, Buffer, sys},
+        shape::Dims,
+    };
+
+    /// `x wᵀ + b`, the bias in the product's epilogue where the library has one (for f64 it has not).
+    #[track_caller]
+    pub fn forward(op: &'static str, x: &Tensor, w: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        ensure!(x.dtype().is_float(), op, "needs float tensors, got {}", x.dtype());
+        let (w, batch) = (w.t()?, Dims::new());
+        if let Some(bias) = bias {
+            let bias = bias.contiguous()?;
+            if x.dtype() != DType::F64
+                && let Some(y) = gpu::product(op, x, &w, &batch, Besides::Bias(&bias))?
+            {
+                return Ok(y);
+            }
+            return plain(op, x, &w)?.add(&bias);
+        }
+        plain(op, x, &w)
+    }
+
+    #[track_caller]
+    fn plain(op: &'static str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
+        gpu::product(op, a, b, &[], Besides::Nothing)?
+            .ok_or_else(|| crate::Error::op(op, "internal: the library left the product undone"))
+    }
+
+    pub fn gelu(op: &'static str, product: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let bias = bias.contiguous()?;
+        let y = gpu::empty(product, product.shape(), product.dtype(), op)?;
+        gpu::launch(op, [product, &bias, &y], |[p, b, y], stream| unsafe {
+            sys::smalti_linear_gelu_forward(&p, &b, &y, stream)
+        })?;
+        Ok(y)
+    }
+
+    /// Partial sums. The stream makes it safe to give them back while the kernel still runs.
+    fn workspace(like: &Tensor) -> Result<Buffer> {
+        let [rows, columns] = [like.shape()[0], like.shape()[1]].map(|n| n as i64);
+        let n = unsafe { sys::smalti_linear_partials(rows, columns) };
+        let index = match like.device() {
+            crate::Device::Cuda(index) => index,
+            crate::Device::Cpu => 0,
+        };
+        Buffer::new(index, n as usize * like.dtype().computed_in().size())
+    }
+
+    pub fn gelu_backward(
+        op: &'static str,
+        grad: &Tensor,
+        product: &Tensor,
+        bias: &Tensor,
+    ) -> Result<(Tensor, Tensor)> {
+        let (grad, bias) = (grad.contiguous()?, bias.contiguous()?);
+        let dz = gpu::empty(&grad, grad.shape(), grad.dtype(), op)?;
+        let db = gpu::empty(&grad, bias.shape(), grad.dtype(), op)?;
+        let partial = workspace(&grad)?;
+        gpu::launch(op, [&grad, product, &bias, &dz, &db], |[g, p, b, dz, db], stream| unsafe {
+            sys::smalti_linear_gelu_backward(&g, &p, &b, &dz, &db, partial.ptr().cast(), stream)
+        })?;
+        Ok((dz, db))
+    }
+
+    pub fn column_sums(op: &'static str, x: &Tensor) -> Result<Tensor> {
+        let x = x.contiguous()?;
+        let y = gpu::empty(&x, &x.shape()[1..], x.dtype(), op)?;
+        let partial = workspace(&x)?;
+        gpu::launch(op, [&x, &y], |[x, y], stream| unsafe {
+            sys::smalti_linear_column_sums(&x, &y, partial.ptr().cast(), stream)
+        })?;
+        Ok(y)
+    }
+
+    /// The weight's gradient with the bias gradient in the epilogue, which sums over what it reads anyway.
+    pub fn both_gradients(op: &'static str, grad: &Tensor, x: &Tensor) -> Result<Option<(Tensor, Tensor)>> {
+        if grad.dtype() == DType::F64 {
+            return Ok(None);
+        }
+        let db = gpu::empty(grad, &grad.shape()[1..], grad.dtype(), op)?;
+        let dw = gpu::product(op, &grad.t()?, &x.detach(), &[], Besides::RowSums(&db))?;
+        Ok(dw.map(|dw| (dw, db)))
     }
 }
 
@@ -142,7 +272,7 @@ mod cpu {
             gemm::{GemmElement, Into, Mat, gemm},
             parallel::{Shared, SharedMut, for_ranges, for_rows},
             pool::CpuVec,
-            simd::simd,
+            simd::simd_of,
         },
         dtype::{Element, Real},
     };
@@ -198,7 +328,7 @@ mod cpu {
         for_rows(rows, n, |range| {
             for row in range {
                 let (p, y) = (&p[row * n..][..n], unsafe { target.slice(row * n..(row + 1) * n) });
-                simd(
+                simd_of::<T, _>(
                     #[inline(always)]
                     || {
                         for ((y, &p), &b) in y.iter_mut().zip(p).zip(b) {
@@ -220,7 +350,7 @@ mod cpu {
     /// The sum over `blocks` rows of `partial`, in order.
     fn join<T: Real>(partial: &[T], n: usize) -> Tensor {
         let mut sums = CpuVec::<T>::zeros(n);
-        simd(
+        simd_of::<T, _>(
             #[inline(always)]
             || {
                 for row in partial.chunks_exact(n.max(1)) {
@@ -241,7 +371,7 @@ mod cpu {
         for_ranges(rows, grain, |range| {
             let sums = unsafe { target.slice(range.start / grain * n..(range.start / grain + 1) * n) };
             sums.fill(T::ZERO);
-            simd(
+            simd_of::<T, _>(
                 #[inline(always)]
                 || {
                     for row in range {
@@ -270,7 +400,7 @@ mod cpu {
                 let (g, p) =
                     unsafe { (std::slice::from_raw_parts(values.ptr().add(row * n), n), &p[row * n..][..n]) };
                 let dz = unsafe { target.slice(row * n..(row + 1) * n) };
-                simd(
+                simd_of::<T, _>(
                     #[inline(always)]
                     || {
                         for i in 0..n {

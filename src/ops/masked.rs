@@ -4,8 +4,7 @@ use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
     cpu::elementwise,
-    dtype::Element,
-    ensure, for_dtype, on_device,
+    ensure, on_device,
     shape::broadcast,
 };
 use smallvec::smallvec;
@@ -27,14 +26,8 @@ impl Tensor {
             self.shape()
         );
         let mask = mask.to_dtype(DType::Bool)?;
-        let y = on_device!(
-            self,
-            op,
-            for_dtype!(self.dtype(), T => {
-                let value = T::from_f64(value);
-                elementwise::map2(op, self, &mask, |x: T, m: bool| if m { value } else { x })
-            })
-        )?;
+        let value = Tensor::full((), value, self.dtype())?;
+        let y = on_device!(self, op, elementwise::select(op, &mask, &value, self))?;
         y.record([self], MaskedFill { mask })
     }
 

@@ -220,7 +220,7 @@ mod cpu {
         cpu::{
             parallel::{SharedMut, for_ranges, for_rows},
             pool::CpuVec,
-            simd::simd,
+            simd::simd_of,
         },
         dtype::{Float, Real},
     };
@@ -265,7 +265,7 @@ mod cpu {
     /// to = a + b
     #[inline(always)]
     fn sum_row<T: Float>(to: &mut [T], a: &[T], b: &[T]) {
-        simd(
+        simd_of::<T, _>(
             #[inline(always)]
             || {
                 for i in 0..to.len().min(a.len()).min(b.len()) {
@@ -361,7 +361,7 @@ mod cpu {
                         put(1 + id as usize, from);
                     } else if want_mask {
                         let sum = unsafe { partial.slice(sample * d..(sample + 1) * d) };
-                        simd(
+                        simd_of::<T, _>(
                             #[inline(always)]
                             || sum.iter_mut().zip(from).for_each(|(s, &v)| *s += v.acc()),
                         );

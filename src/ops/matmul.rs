@@ -61,11 +61,22 @@ fn product(op: &'static str, a: &Tensor, b: &Tensor) -> Result<Tensor> {
     ensure!(k == k2, op, "the inner sizes of {:?} and {:?} differ", a.shape(), b.shape());
     ensure!(a.dtype() == b.dtype(), op, "needs one dtype, got {} and {}", a.dtype(), b.dtype());
     let batch = broadcast(op, batch_a, batch_b)?;
-    let y = Tensor::in_f32([&a.detach(), &b.detach()], |[a, b]| {
-        on_device!(a, op, for_real!(a.dtype(), op, T => Ok(cpu::product::<T>(op, a, b, &batch, [m, n, k]))))
-    })?;
+    let y = values(op, &a.detach(), &b.detach(), &batch, [m, n, k])?;
     let saved = |x: &Tensor, with: &Tensor| with.tracked().then(|| x.clone());
     y.record([a, b], Product { a: saved(a, b), b: saved(b, a), shape_b: Dims::from_slice(b.shape()) })
+}
+
+/// The values, untracked.
+#[track_caller]
+fn values(op: &'static str, a: &Tensor, b: &Tensor, batch: &[usize], size: [usize; 3]) -> Result<Tensor> {
+    on_device!(
+        a,
+        op,
+        Tensor::in_f32([a, b], |[a, b]| {
+            for_real!(a.dtype(), op, T => Ok(cpu::product::<T>(op, a, b, batch, size)))
+        }),
+        gpu::product(op, a, b, batch)
+    )
 }
 
 /// Batch dimensions, rows and columns.
@@ -101,6 +112,20 @@ impl Backward for Product {
             }
         })?;
         Ok(smallvec![da, db])
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, Besides};
+
+    #[track_caller]
+    pub fn product(op: &'static str, a: &Tensor, b: &Tensor, batch: &[usize]) -> Result<Tensor> {
+        ensure!(a.dtype().is_float(), op, "needs float tensors, got {}", a.dtype());
+        // `None` is for what could be done besides
+        gpu::product(op, a, b, batch, Besides::Nothing)?
+            .ok_or_else(|| crate::Error::op(op, "internal: the library left the product undone"))
     }
 }
 

@@ -5,7 +5,7 @@ use super::gather::checked;
 use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
-    ensure, for_dtype, for_real, on_device,
+    ensure, for_real, for_size, on_device,
 };
 use smallvec::smallvec;
 
@@ -26,11 +26,13 @@ impl Tensor {
     #[track_caller]
     pub fn patchify(&self, p: usize, order: PatchOrder) -> Result<Tensor> {
         let size = Sizes::of("patchify", self, p)?;
-        let y = on_device!(
-            self,
-            "patchify",
-            for_dtype!(self.dtype(), T => Ok(cpu::patchify::<T>(self, &size, None, order)))
-        )?;
+        let y = self.moved(|x| {
+            on_device!(
+                x,
+                "patchify",
+                for_size!(x.dtype(), T => Ok(cpu::patchify::<T>(x, &size, None, order)))
+            )
+        })?;
         y.record([self], Patchify { p, grid: [size.rows, size.columns], order })
     }
 
@@ -46,11 +48,9 @@ impl Tensor {
         let [n, _] = ids.dims(op)?;
         ensure!(n == size.n, op, "ids {:?} do not belong to images {:?}", ids.shape(), self.shape());
         let ids = checked(op, ids, 1, size.patches())?.contiguous()?;
-        let y = on_device!(
-            self,
-            op,
-            for_dtype!(self.dtype(), T => Ok(cpu::patchify::<T>(self, &size, Some(&ids), order)))
-        )?;
+        let y = self.moved(|x| {
+            on_device!(x, op, for_size!(x.dtype(), T => Ok(cpu::patchify::<T>(x, &size, Some(&ids), order))))
+        })?;
         y.record([self], PatchifyKept { ids, p, grid: [size.rows, size.columns], order })
     }
 
@@ -68,8 +68,9 @@ impl Tensor {
         ensure!(area.is_some(), op, "patches of {width} values are not {p} x {p} pixels");
         let size = Sizes { n, c: width / area.unwrap_or(1), rows, columns, p };
         let x = self.contiguous()?;
-        let y =
-            on_device!(self, op, for_dtype!(self.dtype(), T => Ok(cpu::unpatchify::<T>(&x, &size, order))))?;
+        let y = x.moved(|x| {
+            on_device!(x, op, for_size!(x.dtype(), T => Ok(cpu::unpatchify::<T>(x, &size, order))))
+        })?;
         y.record([self], Unpatchify { p, order })
     }
 
@@ -210,7 +211,7 @@ mod cpu {
         cpu::{
             parallel::{Shared, SharedMut, for_rows},
             pool::CpuVec,
-            simd::{fold, simd},
+            simd::{fold, simd_of},
         },
         dtype::{Element, Real},
     };
@@ -358,11 +359,8 @@ mod cpu {
                     grad.into_iter().for_each(|g| g.fill(T::ZERO));
                     continue;
                 }
-                unsafe {
-                    pixels.read(size, at / patches, at % patches, PatchOrder::ChannelLast, &mut buffer)
-                };
                 let scale = T::of(2.0 * weights[at] / (width as f64 * total));
-                let sum = simd(
+                let sum = simd_of::<T, _>(
                     #[inline(always)]
                     || {
                         let (sample, patch) = (at / patches, at % patches);

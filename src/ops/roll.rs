@@ -3,7 +3,7 @@
 use crate::{
     Dim, DimList, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
-    ensure, for_dtype, on_device,
+    ensure, for_size, on_device,
     shape::{Dims, Strides},
 };
 use smallvec::smallvec;
@@ -34,7 +34,8 @@ impl Tensor {
         if places.iter().all(|&p| p == 0) {
             return Ok(self.clone());
         }
-        let y = on_device!(self, "roll", for_dtype!(self.dtype(), T => cpu::roll::<T>(self, &places)))?;
+        let y =
+            self.moved(|x| on_device!(x, "roll", for_size!(x.dtype(), T => cpu::roll::<T>(x, &places))))?;
         y.record([self], Roll { places })
     }
 

@@ -4,8 +4,8 @@ use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
     cpu::elementwise,
-    dtype::{Element, Float, Real},
-    ensure, for_dtype, for_float, on_device,
+    dtype::Real,
+    ensure, for_computed, on_device,
 };
 use smallvec::smallvec;
 
@@ -54,9 +54,9 @@ fn affine(x: &Tensor, op: &'static str, mul: f64, add: f64) -> Result<Tensor> {
         x,
         op,
         if x.dtype().is_float() {
-            for_float!(x.dtype(), op, T => Ok(cpu::float::<T>(op, x, mul, add)))
+            for_computed!(x.dtype(), op, T => Ok(cpu::float::<T>(op, x, mul, add)))
         } else {
-            for_dtype!(x.dtype(), T => Ok(cpu::integer::<T>(op, x, mul as i64, add as i64)))
+            Ok(cpu::integer(op, x, mul as i64, add as i64))
         }
     )?;
     y.record([x], Affine { mul })
@@ -77,19 +77,19 @@ mod cpu {
     use super::*;
 
     /// Without the part that does nothing, which would not leave -0 and infinities as they are.
-    pub fn float<T: Float>(op: &'static str, x: &Tensor, mul: f64, add: f64) -> Tensor {
-        let (m, a) = (T::Acc::of(mul), T::Acc::of(add));
+    pub fn float<T: Real>(op: &'static str, x: &Tensor, mul: f64, add: f64) -> Tensor {
+        let (m, a) = (T::of(mul), T::of(add));
         if add == 0.0 {
-            elementwise::map(op, x, move |v: T| T::store(v.acc() * m))
+            elementwise::map(op, x, move |v: T| v * m)
         } else if mul == 1.0 {
-            elementwise::map(op, x, move |v: T| T::store(v.acc() + a))
+            elementwise::map(op, x, move |v: T| v + a)
         } else {
-            elementwise::map(op, x, move |v: T| T::store(v.acc() * m + a))
+            elementwise::map(op, x, move |v: T| v * m + a)
         }
     }
 
-    pub fn integer<T: Element>(op: &'static str, x: &Tensor, mul: i64, add: i64) -> Tensor {
-        elementwise::map(op, x, move |v: T| T::from_i64(v.to_i64().wrapping_mul(mul).wrapping_add(add)))
+    pub fn integer(op: &'static str, x: &Tensor, mul: i64, add: i64) -> Tensor {
+        elementwise::map(op, x, move |v: i64| v.wrapping_mul(mul).wrapping_add(add))
     }
 }
 

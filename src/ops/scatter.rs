@@ -149,7 +149,7 @@ mod cpu {
         cpu::{
             elementwise::{self, Loop},
             parallel::{GRAIN, Shared, SharedMut, for_ranges},
-            simd::{LANES, simd},
+            simd::{LANES, simd_of},
         },
         dtype::Element,
         shape::{Dims, contiguous_strides, count},
@@ -213,7 +213,7 @@ mod cpu {
                     match steps {
                         [1, 0, 1] => {
                             let to = to.offset(*at as isize * o);
-                            simd(
+                            simd_of::<T, _>(
                                 #[inline(always)]
                                 || (0..n).for_each(|c| put(to.add(c), from.add(c))),
                             );
@@ -252,7 +252,7 @@ mod cpu {
                 let to = unsafe { target.slice(row * width..(row + 1) * width) };
                 for &k in &members[starts[r]..starts[r + 1]] {
                     let from = &source[(o * index.len() + k) * width..][..width];
-                    simd(
+                    simd_of::<T, _>(
                         #[inline(always)]
                         || to.iter_mut().zip(from).for_each(|(a, &b)| *a = f(*a, b)),
                     );

@@ -5,8 +5,8 @@ use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
     cpu::elementwise,
-    dtype::{Float, Real},
-    ensure, for_dtype, for_float, on_device,
+    dtype::Real,
+    ensure, for_computed, on_device,
 };
 use smallvec::smallvec;
 
@@ -22,13 +22,11 @@ impl Tensor {
             a,
             "maximum",
             if a.dtype().is_float() {
-                for_float!(a.dtype(), "maximum", T => {
-                    cpu::maximum::<T>(&a, &b)
+                for_computed!(a.dtype(), "maximum", T => {
+                    elementwise::map2("maximum", &a, &b, |x: T, y: T| Real::maximum(x, y))
                 })
             } else {
-                for_dtype!(a.dtype(), T => {
-                    elementwise::map2("maximum", &a, &b, |x: T, y: T| if y > x { y } else { x })
-                })
+                elementwise::map2("maximum", &a, &b, |x: i64, y: i64| x.max(y))
             }
         )?;
         y.record([self, other], Extremum { larger: a.detach(), smaller: b.detach() })
@@ -45,13 +43,11 @@ impl Tensor {
             a,
             "minimum",
             if a.dtype().is_float() {
-                for_float!(a.dtype(), "minimum", T => {
-                    cpu::minimum::<T>(&a, &b)
+                for_computed!(a.dtype(), "minimum", T => {
+                    elementwise::map2("minimum", &a, &b, |x: T, y: T| Real::minimum(x, y))
                 })
             } else {
-                for_dtype!(a.dtype(), T => {
-                    elementwise::map2("minimum", &a, &b, |x: T, y: T| if y < x { y } else { x })
-                })
+                elementwise::map2("minimum", &a, &b, |x: i64, y: i64| x.min(y))
             }
         )?;
         // the input that wins where it is the smaller one
@@ -67,13 +63,7 @@ impl Tensor {
         let op = "where_cond";
         ensure!(self.dtype() == DType::Bool, op, "the condition is {}, needs bool", self.dtype());
         let (x, y) = promoted(a, b)?;
-        let result = on_device!(
-            x,
-            op,
-            for_dtype!(x.dtype(), T => {
-                elementwise::map3(op, self, &x, &y, |c: bool, x: T, y: T| if c { x } else { y })
-            })
-        )?;
+        let result = on_device!(x, op, elementwise::select(op, self, &x, &y))?;
         result.record([a, b], Where { condition: self.clone() })
     }
 
@@ -88,8 +78,8 @@ impl Tensor {
         let y = on_device!(
             a,
             "pow",
-            for_float!(a.dtype(), "pow", T => {
-                elementwise::map2("pow", &a, &b, |x: T, e: T| T::store(x.acc().powf(e.acc())))
+            for_computed!(a.dtype(), "pow", T => {
+                elementwise::map2("pow", &a, &b, |x: T, e: T| x.powf(e))
             })
         )?;
         y.record([self, exponent], Pow { base: a, exponent: b })
@@ -135,7 +125,7 @@ impl Extremum {
     /// The share of input `i`: 1, 1/2 or 0 (and 1 beside NaN, as PyTorch has it).
     fn share(&self, i: usize) -> Result<Tensor> {
         let (a, b) = if i == 0 { (&self.larger, &self.smaller) } else { (&self.smaller, &self.larger) };
-        on_device!(a, Self::NAME, for_float!(a.dtype(), Self::NAME, T => cpu::share::<T>(a, b)))
+        on_device!(a, Self::NAME, for_computed!(a.dtype(), Self::NAME, T => cpu::share::<T>(a, b)))
     }
 }
 impl Backward for Extremum {
@@ -187,24 +177,15 @@ impl Backward for Pow {
 mod cpu {
     use super::*;
 
-    pub fn maximum<T: Float>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        elementwise::map2("maximum", a, b, |x: T, y: T| T::store(x.acc().maximum(y.acc())))
-    }
-
-    pub fn minimum<T: Float>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-        elementwise::map2("minimum", a, b, |x: T, y: T| T::store(x.acc().minimum(y.acc())))
-    }
-
-    pub fn share<T: Float>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    pub fn share<T: Real>(a: &Tensor, b: &Tensor) -> Result<Tensor> {
         elementwise::map2(Extremum::NAME, a, b, |x: T, y: T| {
-            let (none, half, all) = (T::Acc::ZERO, T::Acc::of(0.5), T::Acc::ONE);
-            T::store(if x == y {
-                half
+            if x == y {
+                T::of(0.5)
             } else if x < y {
-                none
+                T::ZERO
             } else {
-                all
-            })
+                T::ONE
+            }
         })
     }
 }

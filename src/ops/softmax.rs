@@ -68,7 +68,7 @@ mod cpu {
             parallel::{SharedMut, for_rows},
             pool::CpuVec,
             rows,
-            simd::simd,
+            simd::simd_of,
         },
         dtype::{Float, Real},
     };
@@ -88,7 +88,7 @@ mod cpu {
                 for row in range {
                     let at = row * n..(row + 1) * n;
                     let (x, y) = (&xs[at.clone()], unsafe { target.slice(at) });
-                    simd(
+                    simd_of::<T, _>(
                         #[inline(always)]
                         || forward_row::<T, LOG>(x, y),
                     );
@@ -97,7 +97,7 @@ mod cpu {
         } else {
             for_columns(&axis, |at, step, width| {
                 let (x, y) = (unsafe { xs.as_ptr().add(at) }, unsafe { target.ptr().add(at) });
-                simd(
+                simd_of::<T, _>(
                     #[inline(always)]
                     || unsafe { forward_columns::<T, LOG>(x, y, n, step, width) },
                 );
@@ -202,7 +202,7 @@ mod cpu {
                 for row in range {
                     let at = row * n..(row + 1) * n;
                     let (y, g, dx) = (&ys[at.clone()], &gs[at.clone()], unsafe { target.slice(at) });
-                    simd(
+                    simd_of::<T, _>(
                         #[inline(always)]
                         || {
                             let sum = rows::sum_of(
@@ -220,7 +220,7 @@ mod cpu {
         } else {
             for_columns(&axis, |at, step, width| {
                 let (y, g) = (&ys[at..], &gs[at..]);
-                simd(
+                simd_of::<T, _>(
                     #[inline(always)]
                     || {
                         let mut sum = [T::Acc::ZERO; COLUMNS];

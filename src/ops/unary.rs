@@ -5,8 +5,8 @@ use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
     cpu::elementwise,
-    dtype::{Element, Float, Real},
-    for_dtype, for_float, on_device,
+    dtype::Real,
+    for_computed, on_device,
 };
 use smallvec::smallvec;
 use std::f64::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI, SQRT_2};
@@ -27,12 +27,12 @@ fn apply<F: Function>(x: &Tensor, f: F) -> Result<Tensor> {
     let y = on_device!(
         x,
         F::NAME,
-        for_float!(x.dtype(), F::NAME, T => {
+        for_computed!(x.dtype(), F::NAME, T => {
             Ok(elementwise::map(
                 F::NAME,
                 x,
                 #[inline(always)]
-                move |v: T| T::store(f.f(v.acc())),
+                move |v: T| f.f(v),
             ))
         })
     )?;
@@ -58,13 +58,13 @@ impl<F: Function> Backward for Unary<F> {
             on_device!(
                 grad,
                 F::NAME,
-                for_float!(grad.dtype(), F::NAME, T => {
+                for_computed!(grad.dtype(), F::NAME, T => {
                     elementwise::map2(
                         F::NAME,
                         grad,
                         &self.saved,
                         #[inline(always)]
-                        move |g: T, s: T| T::store(f.df(g.acc(), s.acc())),
+                        move |g: T, s: T| f.df(g, s),
                     )
                 })
             )?
@@ -266,13 +266,7 @@ impl Tensor {
         crate::ensure!(self.dtype() != DType::Bool, "clamp", "needs numbers, got bool");
         // the conversions saturate, so that an absent bound is the end of the range
         let (min, max) = (min.ceil() as i64, max.floor() as i64);
-        on_device!(
-            self,
-            "clamp",
-            for_dtype!(self.dtype(), T => {
-                Ok(elementwise::map("clamp", self, move |v: T| T::from_i64(v.to_i64().max(min).min(max))))
-            })
-        )
+        on_device!(self, "clamp", Ok(elementwise::map("clamp", self, move |v: i64| v.max(min).min(max))))
     }
 
     /// x^exponent with a constant exponent.
@@ -329,8 +323,8 @@ impl Clamp {
         on_device!(
             x,
             "clamp",
-            for_float!(x.dtype(), "clamp", T => {
-                Ok(elementwise::map("clamp", x, move |v: T| T::store(self.df(Real::of(1.0), v.acc()))))
+            for_computed!(x.dtype(), "clamp", T => {
+                Ok(elementwise::map("clamp", x, move |v: T| self.df(T::ONE, v)))
             })
         )
     }

@@ -6,7 +6,7 @@ use crate::{
     cpu::{
         elementwise::make_mut,
         parallel::SharedMut,
-        simd::{LANES, join_lanes, simd},
+        simd::{LANES, join_lanes, simd_of},
     },
     dtype::{Element, Float, Real},
     ensure, for_float,
@@ -83,7 +83,7 @@ fn powers(x: &Tensor, range: Range<usize>, p: f64) -> f64 {
 }
 
 fn sum<T: Float>(x: &[T], f: impl Fn(T) -> f64, join: impl Fn(f64, f64) -> f64) -> f64 {
-    simd(
+    simd_of::<T, _>(
         #[inline(always)]
         || {
             let mut lanes = [0.0; LANES];
@@ -129,7 +129,7 @@ fn change(params: &[Param], grads: &mut Gradients, change: Change) -> Result<()>
             let target = SharedMut::new(make_mut::<T>(grad));
             runs.push(Box::new(move |range| {
                 let x = unsafe { target.slice(range) };
-                simd(#[inline(always)] || x.iter_mut().for_each(|x| *x = T::store(change.of(x.acc()))));
+                simd_of::<T, _>(#[inline(always)] || x.iter_mut().for_each(|x| *x = T::store(change.of(x.acc()))));
             }));
         });
     }

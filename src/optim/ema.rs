@@ -5,7 +5,7 @@ use crate::{
     DType, Result, Tensor,
     cpu::{
         parallel::{Shared, SharedMut},
-        simd::simd,
+        simd::simd_of,
     },
     dtype::Real,
     ensure, for_real,
@@ -154,7 +154,7 @@ pub fn average_into(targets: &[Param], sources: &[Param], decay: f64) -> Result<
 
 fn lerp<R: Real>(average: &mut [R], x: &[R], decay: f64) {
     let (keep, take) = (R::of(decay), R::of(1.0 - decay));
-    simd(
+    simd_of::<R, _>(
         #[inline(always)]
         || average.iter_mut().zip(x).for_each(|(a, &x)| *a = keep * *a + take * x),
     );

@@ -7,7 +7,7 @@ use crate::{
     cpu::{
         elementwise::make_mut,
         parallel::{GRAIN, SharedMut, for_ranges},
-        simd::{LANES, simd},
+        simd::{LANES, simd_of},
     },
     dtype::{Element, Float, Real},
     ensure, for_float,
@@ -322,7 +322,7 @@ pub(super) fn norms<const N: usize, U: Rule<N>>(jobs: &mut [Job], rules: &[U]) -
 }
 
 fn step_range<T: Float, const N: usize, U: Rule<N>>(raw: &Raw<N, U>, range: Range<usize>, rule: U) {
-    simd(
+    simd_of::<T, _>(
         #[inline(always)]
         || {
             let end = range.end - range.len() % LANES;
@@ -363,7 +363,7 @@ fn look_range<T: Float, const N: usize, U: Rule<N>>(
     range: Range<usize>,
     rule: U,
 ) -> [f64; 2] {
-    simd(
+    simd_of::<T, _>(
         #[inline(always)]
         || {
             let mut sums = [[0.0; LANES]; 2];

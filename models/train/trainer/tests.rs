@@ -89,8 +89,7 @@ fn trainer<'a>(task: &'a Regression, recipe: &Recipe) -> Result<Trainer<'a, Regr
 
 fn output(folder: &Path, recipe: &Recipe) -> Result<Output> {
     let run = RunDir::create(folder, recipe)?;
-    let metrics = Metrics::create(&run.metrics())?;
-    Ok(Output { run, metrics, title: "loss".into() })
+    Output::create(run, "loss".into())
 }
 
 /// What has to be equal: weights, averages, and (step, epoch, loss, lr) of the log, by bits.
@@ -129,9 +128,7 @@ fn an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit() -> Resu
         let (run, recipe) = RunDir::open(&path, &[])?;
         let rest = Regression::new()?;
         let mut resumed = trainer(&rest, &recipe)?;
-        resumed.resume(&run.state())?;
-        let metrics = Metrics::resume(&run.metrics(), resumed.step())?;
-        let mut out = Output { run, metrics, title: "loss".into() };
+        let mut out = resumed.go_on(run, &recipe, "loss".into())?;
         assert_eq!(resumed.run(&Points, Some(&mut out), &mut Progress::silent(), &never)?, Outcome::Finished);
         assert_eq!(fingerprint(&resumed, &out)?, expected, "interrupted at step {interrupt_at}");
         assert_eq!(rest.seen.into_inner(), 2 * (18 - interrupt_at - 1), "no step is done twice");
@@ -178,6 +175,10 @@ fn a_state_that_does_not_fit_is_refused() -> Result<()> {
     other = recipe.clone();
     other.optim.optimizer = recipe::Optimizer::Sgd;
     assert!(message(&other).contains("load_state"));
+    let settings = Settings { origin: Some("encoder B".into()), ..Settings::of(&recipe)? };
+    let optimizer = optimizer(&recipe.optim, &task.params, [])?;
+    let error = Trainer::new(&task, settings, optimizer, None).resume(&path).unwrap_err().to_string();
+    assert!(error.contains("on top of null, not of \"encoder B\""), "{error}");
     let bytes = std::fs::read(&path).unwrap();
     for damaged in [&bytes[..bytes.len() - 3], &bytes[..20], b""] {
         std::fs::write(&path, damaged).unwrap();

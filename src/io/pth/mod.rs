@@ -9,6 +9,7 @@ pub use write::save_pth;
 use super::{
     Value, atomic,
     bytes::{self, Kind},
+    checksum,
 };
 use crate::{
     DType, Error, Result, Tensor,
@@ -37,10 +38,10 @@ pub(super) fn read(path: &Path, file: &[u8]) -> Result<Value> {
     reader.value(graph.root, 0).map_err(bad)
 }
 
-/// The zip file's uncompressed entries below its one top folder.
+/// The zip file's uncompressed entries below its one top folder, with their checksums.
 struct Archive<'a> {
     file: &'a [u8],
-    entries: HashMap<String, Range<usize>>,
+    entries: HashMap<String, (Range<usize>, u32)>,
 }
 
 impl<'a> Archive<'a> {
@@ -55,7 +56,7 @@ impl<'a> Archive<'a> {
             let end = start.checked_add(entry.size()).filter(|&end| end <= file.len() as u64);
             let plain = entry.compression() == zip::CompressionMethod::Stored;
             let end = end.filter(|_| plain && !entry.encrypted());
-            all.push((name, end.map(|end| start as usize..end as usize)));
+            all.push((name, end.map(|end| (start as usize..end as usize, entry.crc32()))));
         }
         let pickle = all.iter().find_map(|(name, _)| name.strip_suffix("data.pkl"));
         let prefix = pickle.ok_or("a zip file without data.pkl, so not one of torch.save")?.to_owned();
@@ -66,19 +67,30 @@ impl<'a> Archive<'a> {
         for (name, range) in all {
             if let Some(short) = name.strip_prefix(&prefix) {
                 let range = range.ok_or_else(|| format!("zip entry {name} is compressed or cut off"))?;
-                entries.insert(short.to_owned(), range);
+                if entries.insert(short.to_owned(), range).is_some() {
+                    return Err(format!("zip entry {name} occurs twice"));
+                }
             }
         }
         let archive = Archive { file, entries };
-        match archive.entry("byteorder") {
-            Ok(order) if order.trim_ascii() != b"little" => Err("written on a big-endian machine".into()),
-            _ => Ok(archive),
+        if archive.entries.contains_key("byteorder") && archive.entry("byteorder")?.trim_ascii() != b"little"
+        {
+            return Err("written on a big-endian machine".into());
         }
+        Ok(archive)
     }
 
+    /// The bytes of an entry, which have its checksum.
     fn entry(&self, name: &str) -> Result<&'a [u8], String> {
-        let range = self.entries.get(name).ok_or_else(|| format!("the file has no entry {name}"))?;
-        Ok(&self.file[range.clone()])
+        let (range, stored) =
+            self.entries.get(name).ok_or_else(|| format!("the file has no entry {name}"))?;
+        let bytes = &self.file[range.clone()];
+        let found = checksum::crc32(bytes);
+        if found != *stored {
+            let what = format!("zip entry {name}");
+            return Err(checksum::mismatch(&what, &format!("{stored:08x}"), found));
+        }
+        Ok(bytes)
     }
 }
 

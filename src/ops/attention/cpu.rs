@@ -8,7 +8,7 @@ use crate::{
         parallel::{Shared, SharedMut, for_ranges},
         pool::CpuVec,
         rows,
-        simd::simd,
+        simd::simd_of,
     },
     dtype::Real,
     shape::{contiguous_strides, count},
@@ -223,7 +223,7 @@ impl<T: Number> Forward<'_, T> {
         let mut maxima = [T::ZERO; 256];
         for (i, sum) in lse.iter_mut().enumerate() {
             let logits = unsafe { row_mut(p, i, keys) };
-            simd(
+            simd_of::<T, _>(
                 #[inline(always)]
                 || (maxima[i], *sum) = self.weights(head, queries.start + i, logits),
             );
@@ -236,7 +236,7 @@ impl<T: Number> Forward<'_, T> {
                 *lse = T::NEG_INF;
             } else {
                 let scale = T::ONE / *lse;
-                simd(
+                simd_of::<T, _>(
                     #[inline(always)]
                     || out.iter_mut().for_each(|x| *x *= scale),
                 );
@@ -369,7 +369,7 @@ fn add_shares<T: Number>(plan: &Plan, parts: usize, width: usize, shares: &[T], 
                 for part in 0..parts {
                     let at = (head * parts + part) * step + key * width;
                     let share = &shares[at..at + width];
-                    simd(
+                    simd_of::<T, _>(
                         #[inline(always)]
                         || out.iter_mut().zip(share).for_each(|(o, s)| *o += *s),
                     );
@@ -424,7 +424,7 @@ impl<T: Number> BackwardTask<'_, T> {
             }
             for i in 0..n {
                 let (p, ds) = unsafe { (row_mut(p, i, keys), row_mut(ds, i, keys)) };
-                simd(
+                simd_of::<T, _>(
                     #[inline(always)]
                     || self.logits(head, queries.start + i, p, ds),
                 );

@@ -129,7 +129,7 @@ pub fn up<T: ConvElement>(
 }
 
 /// Memory order of a result: channels-last if the input is.
-fn result_order(input: &Tensor) -> Dims {
+pub fn result_order(input: &Tensor) -> Dims {
     let channels_last = [0, 2, 3, 1];
     let order = memory_order(input.shape(), input.strides());
     let keep = |order: &[usize]| order.iter().copied().filter(|&d| input.shape()[d] != 1).collect::<Dims>();

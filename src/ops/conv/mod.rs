@@ -6,6 +6,8 @@
 //! linear in each, so the gradients of each of the three are the other two, at any order.
 
 mod cpu;
+#[cfg(gpu)]
+mod gpu;
 mod pack;
 mod tile;
 
@@ -50,19 +52,19 @@ impl ConvOptions {
 
 /// Sizes of a convolution from image `x` to image `y`.
 #[derive(Clone, Copy, Debug)]
-struct Geometry {
-    options: ConvOptions,
-    batch: usize,
+pub(crate) struct Geometry {
+    pub options: ConvOptions,
+    pub batch: usize,
     /// Channels of x and of y.
-    channels: [usize; 2],
-    x: [usize; 2],
-    y: [usize; 2],
-    kernel: [usize; 2],
+    pub channels: [usize; 2],
+    pub x: [usize; 2],
+    pub y: [usize; 2],
+    pub kernel: [usize; 2],
 }
 
 /// By which argument of the form the derivative is taken.
-#[derive(Clone, Copy, PartialEq)]
-enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Kind {
     /// (x, w) to y: the convolution.
     Down,
     /// (y, w) to x: the transposed convolution.
@@ -214,27 +216,58 @@ fn apply(
     b: &Tensor,
     bias: Option<&Tensor>,
 ) -> Result<Tensor> {
-    let run = |a: &Tensor, b: &Tensor, bias: Option<&Tensor>| {
-        on_device!(
-            a,
-            op,
-            for_real!(a.dtype(), op, T => Ok(match kind {
-                Kind::Down => cpu::down::<T>(op, &geometry, a, b, bias),
-                Kind::Up => cpu::up::<T>(op, &geometry, a, b, bias),
-                Kind::Weight => cpu::weight::<T>(op, &geometry, a, b),
-            }))
-        )
-    };
-    let (da, db) = (a.detach(), b.detach());
-    let y = match bias {
-        Some(bias) => Tensor::in_f32([&da, &db, &bias.detach()], |[a, b, bias]| run(a, b, Some(bias))),
-        None => Tensor::in_f32([&da, &db], |[a, b]| run(a, b, None)),
-    }?;
+    let bias_values = bias.map(Tensor::detach);
+    let y = values(op, kind, geometry, &a.detach(), &b.detach(), bias_values.as_ref())?;
     let saved = |x: &Tensor, with: &Tensor| with.tracked().then(|| x.clone());
     let rule = Form { kind, geometry, a: saved(a, b), b: saved(b, a) };
     match bias {
         Some(bias) => y.record([a, b, bias], rule),
         None => y.record([a, b], rule),
+    }
+}
+
+/// The values, untracked.
+#[track_caller]
+fn values(
+    op: &'static str,
+    kind: Kind,
+    geometry: Geometry,
+    a: &Tensor,
+    b: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let through_host = || on_device!(a, op, on_cpu(op, kind, geometry, a, b, bias));
+    on_device!(
+        a,
+        op,
+        through_host(),
+        match gpu::run(op, kind, &geometry, a, b, bias)? {
+            Some(y) => Ok(y),
+            None => through_host(),
+        },
+        when gpu::takes(&geometry)
+    )
+}
+
+/// The CPU code. Half types are computed in f32 and rounded once.
+pub(crate) fn on_cpu(
+    op: &'static str,
+    kind: Kind,
+    geometry: Geometry,
+    a: &Tensor,
+    b: &Tensor,
+    bias: Option<&Tensor>,
+) -> Result<Tensor> {
+    let run = |a: &Tensor, b: &Tensor, bias: Option<&Tensor>| {
+        for_real!(a.dtype(), op, T => Ok(match kind {
+            Kind::Down => cpu::down::<T>(op, &geometry, a, b, bias),
+            Kind::Up => cpu::up::<T>(op, &geometry, a, b, bias),
+            Kind::Weight => cpu::weight::<T>(op, &geometry, a, b),
+        }))
+    };
+    match bias {
+        Some(bias) => Tensor::in_f32([a, b, bias], |[a, b, bias]| run(a, b, Some(bias))),
+        None => Tensor::in_f32([a, b], |[a, b]| run(a, b, None)),
     }
 }
 

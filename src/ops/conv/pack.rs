@@ -6,7 +6,7 @@ use crate::{
     cpu::{
         parallel::{SharedMut, for_ranges},
         pool::CpuVec,
-        simd::{LANES, simd},
+        simd::{LANES, simd_of},
         transpose::transpose,
     },
     dtype::Real,
@@ -182,7 +182,7 @@ impl Panels {
                 let sums = of_copy(0);
                 for copy in 1..copies {
                     let other = of_copy(copy);
-                    simd(
+                    simd_of::<T, _>(
                         #[inline(always)]
                         || sums.iter_mut().zip(&*other).for_each(|(s, &v)| *s += v),
                     );

@@ -5,7 +5,7 @@
 //! arrays elsewhere (which the compiler turns into whatever there is).
 
 use crate::{
-    cpu::simd::{LANES, simd},
+    cpu::simd::{LANES, simd_narrow},
     dtype::Real,
 };
 
@@ -334,25 +334,25 @@ impl ConvElement for f32 {
 
 fn plain<T: Real>() -> Kernels<T> {
     unsafe fn dense_plain<T: Real, const P: usize, const NV: usize>(t: &Tile<T>) {
-        simd(
+        simd_narrow(
             #[inline(always)]
             || unsafe { dense::<T, [T; LANES], P, NV>(t) },
         );
     }
     unsafe fn depthwise_plain<T: Real, const P: usize>(t: &Tile<T>) {
-        simd(
+        simd_narrow(
             #[inline(always)]
             || unsafe { depthwise::<T, [T; LANES], P>(t) },
         );
     }
     unsafe fn outer_plain<T: Real, const P: usize, const NV: usize>(t: &Outer<T>) {
-        simd(
+        simd_narrow(
             #[inline(always)]
             || unsafe { outer::<T, [T; LANES], P, NV>(t) },
         );
     }
     unsafe fn outer_depthwise_plain<T: Real, const P: usize>(t: &Outer<T>) {
-        simd(
+        simd_narrow(
             #[inline(always)]
             || unsafe { outer_depthwise::<T, [T; LANES], P>(t) },
         );

@@ -6,7 +6,7 @@ use crate::{
     cpu::{
         parallel::{SharedMut, for_rows},
         pool::CpuVec,
-        simd::simd,
+        simd::simd_of,
     },
     dtype::Real,
     shape::{Dims, contiguous_strides},
@@ -52,7 +52,7 @@ fn along<T: Real>(x: &[T], outer: usize, inner: usize, table: &Table) -> Option<
     if inner == 1 {
         for_rows(outer, output, |range| {
             let y = unsafe { target.slice(range.start * output..range.end * output) };
-            simd(
+            simd_of::<T, _>(
                 #[inline(always)]
                 || {
                     for (o, y) in range.zip(y.chunks_exact_mut(output)) {
@@ -64,7 +64,7 @@ fn along<T: Real>(x: &[T], outer: usize, inner: usize, table: &Table) -> Option<
     } else {
         for_rows(outer * output, inner, |range| {
             let y = unsafe { target.slice(range.start * inner..range.end * inner) };
-            simd(
+            simd_of::<T, _>(
                 #[inline(always)]
                 || {
                     for (at, y) in range.zip(y.chunks_exact_mut(inner.max(1))) {

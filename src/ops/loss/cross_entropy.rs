@@ -118,7 +118,7 @@ mod cpu {
             parallel::{SharedMut, for_rows},
             pool::CpuVec,
             rows,
-            simd::simd,
+            simd::simd_of,
         },
         dtype::Real,
     };
@@ -246,7 +246,7 @@ mod cpu {
         for_rows(p.rows, p.classes * 8, |range| {
             for i in range {
                 let (x, target) = p.row(i);
-                simd(
+                simd_of::<R, _>(
                     #[inline(always)]
                     || unsafe {
                         let m = rows::max(x);
@@ -280,7 +280,7 @@ mod cpu {
                 let (x, target) = p.row(i);
                 let g = if each { grads[i] } else { grads[0] / divisor };
                 let at = i * p.classes..(i + 1) * p.classes;
-                simd(
+                simd_of::<R, _>(
                     #[inline(always)]
                     || unsafe {
                         if needs[0] {

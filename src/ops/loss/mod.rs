@@ -10,7 +10,7 @@ pub use cross_entropy::CrossEntropy;
 
 use crate::{
     Result, Tensor,
-    cpu::{rows, simd::simd},
+    cpu::{rows, simd::simd_of},
     dtype::Real,
 };
 
@@ -43,7 +43,7 @@ const RUN: usize = 2048;
 
 /// Sum of a column of losses.
 fn total<R: Real>(values: &[R]) -> R {
-    simd(
+    simd_of::<R, _>(
         #[inline(always)]
         || {
             let mut sum = R::ZERO;

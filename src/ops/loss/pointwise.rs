@@ -236,7 +236,7 @@ mod cpu {
         parallel::{GRAIN, SharedMut, for_ranges},
         pool::CpuVec,
         rows,
-        simd::simd,
+        simd::simd_of,
     };
 
     pub fn forward<R: Real, L: Loss>(l: L, x: &Tensor, t: &Tensor, reduction: Reduction) -> Result<Tensor> {
@@ -248,7 +248,7 @@ mod cpu {
             let target = SharedMut::new(&mut out);
             for_ranges(xs.len(), GRAIN, |range| {
                 let (x, t, y) = (&xs[range.clone()], &ts[range.clone()], unsafe { target.slice(range) });
-                simd(
+                simd_of::<R, _>(
                     #[inline(always)]
                     || (0..y.len()).for_each(|i| y[i] = l.f(x[i], t[i])),
                 );
@@ -260,7 +260,7 @@ mod cpu {
         for_ranges(xs.len(), GRAIN, |range| {
             let at = range.start / GRAIN;
             let (x, t) = (&xs[range.clone()], &ts[range]);
-            let sum = simd(
+            let sum = simd_of::<R, _>(
                 #[inline(always)]
                 || {
                     let mut sum = R::ZERO;
@@ -307,7 +307,7 @@ mod cpu {
             let t = &t[..n];
             let slice = |i: usize| unsafe { targets[i].slice(range.clone()) };
             let df = |i: usize| l.df(x[i], t[i]);
-            simd(
+            simd_of::<R, _>(
                 #[inline(always)]
                 || match (each, needs) {
                     (None, [true, false]) => {

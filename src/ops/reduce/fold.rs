@@ -5,12 +5,12 @@
 //! size that are joined pairwise: sums stay accurate, and are the same for any number of threads.
 
 use crate::{
-    Tensor,
+    DType, Tensor,
     cpu::{
         elementwise::{Loop, contiguous, dense_strides},
         parallel::{GRAIN, Shared, SharedMut, for_ranges},
         pool::CpuVec,
-        simd::{LANES, join_lanes, simd},
+        simd::{LANES, join_lanes, simd, simd_of},
     },
     dtype::Element,
     shape::{Dims, Strides, count},
@@ -23,7 +23,7 @@ pub trait Fold: Copy + Send + Sync {
     type Acc: Element;
     type Out: Element;
     /// Is it worth compiling for every instruction set?
-    const SIMD: bool = true;
+    const SIMD: bool = matches!(Self::Acc::DTYPE, DType::F32);
     /// Does `lift` read the result's own context (its mean, its maximum)?
     const CONTEXT: bool = false;
     /// Joins to anything without effect.
@@ -274,7 +274,7 @@ impl Plan {
                     to.fill(0);
                     for r in (0..self.n).rev() {
                         let row = unsafe { slice::from_raw_parts(at.offset(self.at(r)), length) };
-                        simd(
+                        simd_of::<T, _>(
                             #[inline(always)]
                             || {
                                 for j in 0..length {
@@ -286,7 +286,7 @@ impl Plan {
                 } else {
                     for j in 0..length {
                         let line = unsafe { slice::from_raw_parts(at.offset(j as isize * step), self.n) };
-                        to[j] = simd(
+                        to[j] = simd_of::<T, _>(
                             #[inline(always)]
                             || first(line, |v| same(v, values[j])),
                         ) as i64;

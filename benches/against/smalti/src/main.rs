@@ -1,5 +1,7 @@
 //! smalti's side of the comparison.
 
+#[cfg(target_arch = "x86_64")]
+mod peak;
 #[path = "../../worker.rs"]
 mod worker;
 
@@ -201,6 +203,8 @@ fn cases(name: &str) -> Result<Option<Vec<Variant>>> {
         (_, "gelu/forward+backward") => {
             vec![backward("gelu", dy()?, vec![tensor(&X, 1, 3.0, 0.0)?], |x| x[0].gelu())]
         }
+        #[cfg(target_arch = "x86_64")]
+        ("fma_peak", _) => peak::variants(sizes::<1>(name)?[0]),
         ("attention", _) => attention(name)?,
         ("contrastive", _) => contrastive(name)?,
         ("info_nce", _) => info_nce(name)?,

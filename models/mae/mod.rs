@@ -3,6 +3,8 @@
 //! Most patches of an image are hidden, the encoder sees only the visible ones, and a small decoder predicts
 //! the pixels of the hidden ones. Parameter names are those of the official checkpoints.
 
+pub mod transfer;
+
 use crate::backbones::vit::{Encoder, ImageSize, VitConfig, four, init_linears, three, tiny, yes};
 use serde::{Deserialize, Serialize};
 use smalti::{

@@ -1,5 +1,16 @@
 //! A GPU on host memory: device addresses are host addresses, and work is done when its call returns.
 
+mod convolution;
+mod graph;
+mod product;
+
+pub(crate) use convolution::convolution;
+pub(crate) use graph::{
+    Event, begin_capture, elapsed_ms, end_capture, forget_graph, launch_graph, pop_range, push_range,
+    record_event,
+};
+pub(crate) use product::product;
+
 use crate::{Device, Error, Result};
 use std::{
     alloc::{Layout, alloc, dealloc},
@@ -27,7 +38,8 @@ fn layout(bytes: usize) -> Layout {
 
 /// Fresh memory of device `_index`, or `None` if there is not so much.
 pub(crate) fn allocate(_index: usize, bytes: usize) -> Result<Option<usize>> {
-    let ptr = if bytes < isize::MAX as usize { unsafe { alloc(layout(bytes)) } } else { std::ptr::null_mut() };
+    let ptr =
+        if bytes < isize::MAX as usize { unsafe { alloc(layout(bytes)) } } else { std::ptr::null_mut() };
     Ok((!ptr.is_null()).then_some(ptr as usize))
 }
 
@@ -37,6 +49,15 @@ pub(crate) fn allocate(_index: usize, bytes: usize) -> Result<Option<usize>> {
 /// The memory is not used any more.
 pub(crate) unsafe fn release(_index: usize, address: usize, bytes: usize) {
     unsafe { dealloc(address as *mut u8, layout(bytes)) };
+}
+
+/// Writes zeros, in the order of the stream.
+///
+/// # Safety
+/// The place holds `bytes` bytes.
+pub(crate) unsafe fn zero(_index: usize, at: *mut u8, bytes: usize) -> Result<()> {
+    unsafe { std::ptr::write_bytes(at, 0, bytes) };
+    Ok(())
 }
 
 /// Copies host memory to the device. The host memory may be changed when the call returns.
