@@ -631,8 +631,7 @@ mod tests {
     fn drawn_masks_are_those_of_drawn_noise() -> Result<()> {
         for (n, len, keep) in [(3, 196, 49), (2, 10, 10), (1, 1500, 4), (2, 7, 0)] {
             let (mut a, mut b) = (Rng::new(5).stream(3), Rng::new(5).stream(3));
-            a.next_u32();
-            b.next_u32();
+            assert_eq!(a.next_u32(), b.next_u32());
             let (k, r, m) = Tensor::random_masking(n, len, keep, &mut a)?;
             let (k2, r2, m2) = Tensor::rand([n, len], &mut b)?.random_masking_ids(keep)?;
             assert_eq!((k.to_vec::<i64>()?, r.to_vec::<i64>()?), (k2.to_vec::<i64>()?, r2.to_vec::<i64>()?));
