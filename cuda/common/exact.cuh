@@ -53,7 +53,7 @@ DEV void turn_exact(float t, float& sin, float& cos) {
   float s = fma_rn(q, 1.60441185e-4f, -4.6817541e-3f);
   s = fma_rn(s, q, 7.9692626e-2f);
   s = fma_rn(s, q, -6.4596410e-1f);
-  s = mul_rn(fma_rn(s, q, 1.5707963f), r);
+  s = mul_rn(fma_rn(s, q, 1.57079625f), r);
   float c = fma_rn(q, -2.5202042e-5f, 9.1926027e-4f);
   c = fma_rn(c, q, -2.0863481e-2f);
   c = fma_rn(c, q, 2.5366951e-1f);

@@ -211,7 +211,8 @@ pub fn turn_f32(t: f32) -> (f32, f32) {
     let s = q.mul_add(1.604_411_85e-4, -4.681_754_1e-3);
     let s = s.mul_add(q, 7.969_262_6e-2);
     let s = s.mul_add(q, -6.459_641_0e-1);
-    let s = s.mul_add(q, std::f32::consts::FRAC_PI_2) * r;
+    // of the fit, as the rest: the f32 below pi / 2; the kernels have the same
+    let s = s.mul_add(q, 1.570_796_25) * r;
     let c = q.mul_add(-2.520_204_2e-5, 9.192_602_7e-4);
     let c = c.mul_add(q, -2.086_348_1e-2);
     let c = c.mul_add(q, 2.536_695_1e-1);
