@@ -4,7 +4,7 @@ use smalti::Result;
 use std::collections::VecDeque;
 
 /// Pairs of steps and changes of the gradient that are remembered.
-const MEMORY: usize = 10;
+const MEMORY: usize = 30;
 /// Part of the promised decrease that a step must bring.
 const ARMIJO: f64 = 1e-4;
 /// Relative change of a value that may be rounding alone.
