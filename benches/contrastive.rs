@@ -23,7 +23,8 @@ fn bench(c: &mut Criterion, name: &str, f: impl Fn() -> Result<Tensor>) {
 }
 
 fn clip(c: &mut Criterion) {
-    let (image, text) = (ok(unit(&[4096, 512], 1)).requires_grad(), ok(unit(&[4096, 512], 2)).requires_grad());
+    let (image, text) =
+        (ok(unit(&[4096, 512], 1)).requires_grad(), ok(unit(&[4096, 512], 2)).requires_grad());
     let scale = ok(ok(Tensor::full((), 14.0, DType::F32)).contiguous()).requires_grad();
     bench(c, "clip 4096 x 512 fused", || image.contrastive_loss(&text, &scale));
     let labels = ok(Tensor::arange(4096, DType::I64));

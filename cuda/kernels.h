@@ -75,6 +75,11 @@ int32_t smalti_fill(double value, const smalti_view *y, void *stream);
 
 /* ---- random ---- */
 
+/* f32 numbers (contiguous, aligned to 16 bytes) of blocks `block` .. of a Philox stream: uniform in [0, 1) or normal. */
+int32_t smalti_random(uint64_t seed, uint64_t philox_stream, uint64_t block, int32_t normal, const smalti_view *y, void *stream);
+/* y = x * scale where word i of the stream, from block `block` on, is at least threshold, else x * 0. Contiguous. */
+int32_t smalti_dropout(const smalti_view *x, uint64_t seed, uint64_t philox_stream, uint64_t block, uint32_t threshold, double scale, const smalti_view *y, void *stream);
+
 /* ---- reduce ---- */
 
 enum {
@@ -205,9 +210,68 @@ int32_t smalti_normalize_backward(const smalti_view *x, const smalti_view *dy, c
 
 /* ---- gather: index operations ---- */
 
+/* result[0] = number, in row-major order, of the first index (i64) outside 0..size, or -1; result[1] = that index.
+   Whoever reads the result back waits for the stream. */
+int64_t smalti_index_check_workspace(void);
+int32_t smalti_index_check(const smalti_view *index, int64_t size, int64_t *result, void *stream);
+/* The kernels below trust their indices (i64). y is contiguous, all others have any strides; broadcast ones stride 0. */
+int32_t smalti_gather(const smalti_view *x, int32_t dim, const smalti_view *index, const smalti_view *y, void *stream);
+/* y[index[..]] = src (the last of repeated ones) or += src, in the order of src. Without `order` a thread goes along the
+   whole dimension; with the stable argsort of the index along it, a thread takes the elements of one index. */
+int32_t smalti_scatter(const smalti_view *y, int32_t dim, const smalti_view *index, const smalti_view *order, const smalti_view *src, void *stream);
+int32_t smalti_scatter_add(const smalti_view *y, int32_t dim, const smalti_view *index, const smalti_view *order, const smalti_view *src, void *stream);
+int32_t smalti_one_hot(const smalti_view *ids, const smalti_view *y, void *stream);
+/* `bits`: the value in the dtype. Operands have the shape of y. */
+int32_t smalti_masked_fill(const smalti_view *x, const smalti_view *mask, uint64_t bits, const smalti_view *y, void *stream);
+int32_t smalti_triangle(const smalti_view *x, int64_t diagonal, int32_t upper, const smalti_view *y, void *stream);
+/* Element 0 of dimension d goes to places[d], 0 <= places[d] < its size. */
+int32_t smalti_roll(const smalti_view *x, const int64_t *places, const smalti_view *y, void *stream);
+/* x stands at `before` (negative: cropped) in y, the rest of which is the value. */
+int32_t smalti_pad_constant(const smalti_view *x, const int64_t *before, uint64_t bits, const smalti_view *y, void *stream);
+
 /* ---- sort ---- */
 
+/* Where the first K elements in order of each line of x [lines, n] stand: index [lines, K] (i64). Both contiguous.
+   Stable; NaN is the largest. n < 2^32 for dtypes of up to 4 bytes. The workspace is aligned to 16 bytes. */
+int64_t smalti_argsort_workspace(int64_t lines, int64_t n, int64_t k, int32_t dtype);
+int32_t smalti_argsort(const smalti_view *x, int32_t descending, const smalti_view *index, void *workspace, void *stream);
+
 /* ---- masking: MAE's masked gather, un-shuffle, masked loss ---- */
+
+/* Ids are i64 and contiguous; results are contiguous; workspaces are aligned to 16 bytes. */
+
+/* noise [N, L], L <= 1024: ids_keep [N, keep], ids_restore [N, L], mask [N, L] (f32; 1 = removed). */
+int32_t smalti_masking_ids(const smalti_view *noise, const smalti_view *ids_keep, const smalti_view *ids_restore, const smalti_view *mask, void *stream);
+/* The same with the numbers of Tensor::rand([N, L]) from block `block` of a Philox stream on. */
+int32_t smalti_masking_random(uint64_t seed, uint64_t philox_stream, uint64_t block, const smalti_view *ids_keep, const smalti_view *ids_restore, const smalti_view *mask, void *stream);
+/* The same from an argsort of the noise, for any L. */
+int32_t smalti_masking_invert(const smalti_view *shuffle, const smalti_view *ids_keep, const smalti_view *ids_restore, const smalti_view *mask, void *stream);
+/* *flag = 0 if every row of ids [N, L] is a permutation of 0..L. L <= 1,638,400. */
+int32_t smalti_masking_check(const smalti_view *ids, int32_t *flag, void *stream);
+/* y [N, K, D] = x[n, ids[n, k]] (+ pos[ids[n, k]], where pos [L, D] is not null). x [N, L, D] with dense rows. */
+int32_t smalti_gather_tokens(const smalti_view *x, const smalti_view *pos, const smalti_view *ids, const smalti_view *y, void *stream);
+/* y [N, len, D]: sums of the x [N, K, D] that ids name. Looks through K ids for each row: for small K. */
+int32_t smalti_ungather_tokens(const smalti_view *x, const smalti_view *ids, const smalti_view *y, void *stream);
+/* dpos [L, D] from g [N, K, D]. */
+int64_t smalti_gather_tokens_pos_workspace(int64_t n, int64_t len, int64_t d, int32_t dtype);
+int32_t smalti_gather_tokens_pos_backward(const smalti_view *g, const smalti_view *ids, const smalti_view *dpos, void *workspace, void *stream);
+/* y [N, 1 + L, D] from x [N, 1 + K, D], token [D], restore [N, L] (permutations), pos [1 + L, D]. */
+int32_t smalti_unshuffle_forward(const smalti_view *x, const smalti_view *token, const smalti_view *restore, const smalti_view *pos, const smalti_view *y, void *stream);
+/* dx [N, 1 + keep, D], dtoken [D], dpos [1 + L, D] (each may be null) from g [N, 1 + L, D], read once. */
+int64_t smalti_unshuffle_workspace(int64_t n, int64_t length, int64_t d, int32_t dtype, int32_t want_mask, int32_t want_pos);
+int32_t smalti_unshuffle_backward(const smalti_view *g, const smalti_view *restore, int64_t keep, const smalti_view *dx, const smalti_view *dtoken, const smalti_view *dpos, void *workspace, void *stream);
+/* y [N, L, p p C] or, where ids [N, K] is not null, [N, K, p p C] from images x [N, C, H, W] of any strides; `last`: the
+   channel is the fastest of a patch's values, else the slowest. Where scale and shift (host memory, C <= 16 of each)
+   are not null, x * scale[c] + shift[c]. Dtypes: the same; u8 to f32, bf16, f16; f32 to bf16, f16. */
+int32_t smalti_patchify(const smalti_view *x, const smalti_view *ids, int64_t p, int32_t last, const double *scale, const double *shift, const smalti_view *y, void *stream);
+/* Images y [N, C, H, W] from patches x [N, L, p p C]. */
+int32_t smalti_unpatchify(const smalti_view *x, int64_t p, int32_t last, const smalti_view *y, void *stream);
+/* Loss of masked autoencoders: pred [N, L, p p C] (contiguous) against images [N, C, H, W] (any strides; of the same
+   dtype, or f32 or u8 for predictions of 32 or 16 bits), weighted by mask [N, L] (f32, or f64 for f64; contiguous). norm: each target patch by its
+   own mean and unbiased variance + eps. workspace (f64): [0] is the sum of the mask afterwards. loss: one f32 (f64 for
+   f64). grad (may be null): like pred, for a cotangent of 1. p p C <= 25600. */
+int64_t smalti_masked_loss_workspace(int64_t patches);
+int32_t smalti_masked_loss(const smalti_view *pred, const smalti_view *images, const smalti_view *mask, int64_t p, int32_t norm, double eps, double *workspace, const smalti_view *loss, const smalti_view *grad, void *stream);
 
 /* ---- pool ---- */
 
@@ -216,6 +280,17 @@ int32_t smalti_normalize_backward(const smalti_view *x, const smalti_view *dy, c
 /* ---- detection: ROIAlign, NMS ---- */
 
 /* ---- attention ---- */
+
+/* softmax(scale q k^T) v. q [B,H,Lq,D], k [B,H,Lk,D], v [B,H,Lk,Dv], out [B,H,Lq,Dv], D and Dv at most 128, any
+   strides with an adjacent last axis; lse [B,H,Lq], dense, f32 (f64 for f64). causal: query i sees keys 0..=i. */
+int32_t smalti_attention_forward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                 const smalti_view *out, const smalti_view *lse, double scale, int32_t causal,
+                                 void *stream);
+/* grad and out as out, dq, dk, dv as q, k, v; delta [2,B,H,Lq], dense, is a workspace of the dtype of lse. */
+int32_t smalti_attention_backward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                  const smalti_view *out, const smalti_view *grad, const smalti_view *lse,
+                                  const smalti_view *delta, const smalti_view *dq, const smalti_view *dk,
+                                  const smalti_view *dv, double scale, int32_t causal, void *stream);
 
 /* ---- window attention ---- */
 
@@ -248,6 +323,28 @@ int32_t smalti_contrastive_forward(const smalti_contrastive *c, void *loss, void
 int32_t smalti_contrastive_backward(const smalti_contrastive *c, const void *rows, const void *columns,
                                     const void *grad, void *dq, void *dk, void *dpositive, void *dscale,
                                     void *workspace, int64_t bytes, void *stream);
+/* Attention within windows of win_h x win_w tokens, or with win_h, win_w the whole image over all of it.
+   q, k, v, out [B,H,Y,X,D], D at most 128, any strides with an adjacent last axis; lse [B,H,Y,X], dense, f32 (f64
+   for f64). Tokens of a window beyond the image are keys all the same: rows 1 and 2 of bias [3,H,D] (null: zeros).
+   rel_h [2 win_h - 1, D] and rel_w [2 win_w - 1, D] (or both null) add q . rel_h[y - ky + win_h - 1] +
+   q . rel_w[x - kx + win_w - 1] to the logits, with q unscaled. */
+int32_t smalti_window_attention_forward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                        const smalti_view *bias, const smalti_view *rel_h, const smalti_view *rel_w,
+                                        const smalti_view *out, const smalti_view *lse, int64_t win_h, int64_t win_w,
+                                        double scale, void *stream);
+/* Bytes that the backward needs beside its results; -1 if it does not do this. */
+int64_t smalti_window_attention_workspace(const smalti_view *q, int32_t bias, int32_t relative, int64_t win_h,
+                                          int64_t win_w);
+/* grad as out, dq, dk, dv as q, k, v; dbias, drel_h, drel_w as their inputs, dense, f32 (f64 for f64). */
+int32_t smalti_window_attention_backward(const smalti_view *q, const smalti_view *k, const smalti_view *v,
+                                         const smalti_view *bias, const smalti_view *rel_h, const smalti_view *rel_w,
+                                         const smalti_view *out, const smalti_view *grad, const smalti_view *lse,
+                                         void *workspace, const smalti_view *dq, const smalti_view *dk,
+                                         const smalti_view *dv, const smalti_view *dbias, const smalti_view *drel_h,
+                                         const smalti_view *drel_w, int64_t win_h, int64_t win_w, double scale,
+                                         void *stream);
+
+/* ---- contrastive ---- */
 
 /* ---- optim ---- */
 

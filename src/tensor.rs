@@ -69,7 +69,15 @@ impl Tensor {
         dtype: DType,
         op: &'static str,
     ) -> Tensor {
-        Tensor(Arc::new(Inner { storage: Arc::new(storage), shape, strides, offset: 0, dtype, edge: None, op }))
+        Tensor(Arc::new(Inner {
+            storage: Arc::new(storage),
+            shape,
+            strides,
+            offset: 0,
+            dtype,
+            edge: None,
+            op,
+        }))
     }
 
     /// Another view of the same storage, untracked. The caller vouches that it stays within the storage.
@@ -188,6 +196,7 @@ impl Tensor {
     }
 
     /// What stands behind it.
+    #[cfg(any(gpu, test))]
     pub(crate) fn storage(&self) -> &Storage {
         &self.0.storage
     }

@@ -234,6 +234,25 @@ fn damage_is_named() -> Result<()> {
     Ok(())
 }
 
+/// A header of 640 bytes makes a safetensors file begin with the two bytes of a pickle.
+#[test]
+fn a_safetensors_file_may_begin_like_a_pickle() -> Result<()> {
+    let (folder, tensors) = (folder()?, tensors()?);
+    let path = folder.path().join("x.safetensors");
+    let mut met = false;
+    for length in 0..1200 {
+        let note = ("note".to_owned(), "x".repeat(length));
+        save_safetensors(&path, &tensors[..1], &[note])?;
+        let bytes = std::fs::read(&path).map_err(|e| Error::io(&path, e))?;
+        if bytes[..2] == [0x80, 2] {
+            met = true;
+            assert_eq!(content(&load(&path)?.tensors())?, content(&tensors[..1])?);
+        }
+    }
+    assert!(met);
+    Ok(())
+}
+
 #[test]
 fn safetensors_of_others_have_no_checksums() -> Result<()> {
     let folder = folder()?;

@@ -192,7 +192,7 @@ DEV void product(Fragment<Acc<T>>& acc, const Operand<T>& a, const Operand<T>& b
 }
 
 /// Shared memory of a product.
-template <class T> constexpr int shared_bytes() {
+template <class T> HOST_DEV constexpr int shared_bytes() {
   return sizeof(T) == 2 ? STAGES * 2 * STAGE * 2 : 4 * REAL_STEP * LD_R * (int)sizeof(T);
 }
 

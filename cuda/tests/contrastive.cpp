@@ -116,6 +116,7 @@ template <class T> void check(const char* what, const Case& t, double tolerance)
   const double grad = 0.7;
   const auto q = units<T>(t.n, t.d, 1), k = units<T>(t.m, t.d, 2), p = t.apart ? units<T>(t.n, t.d, 3) : std::vector<T>(1, T{});
   std::vector<T> stored = k;
+  if (stored.empty()) stored.resize(1);
   if (t.by_depth)
     for (int64_t j = 0; j < t.m; j++) for (int64_t c = 0; c < t.d; c++) stored[c * t.m + j] = k[j * t.d + c];
   const Vec wq = test::wide(q), wk = test::wide(k), wp = test::wide(p);

@@ -45,7 +45,7 @@ template <class T> struct Dev {
 #if defined(__CUDACC__)
     cudaMemcpy(p, host.data(), n * sizeof(T), cudaMemcpyHostToDevice);
 #else
-    std::memcpy((void*)p, host.data(), n * sizeof(T));
+    if (n) std::memcpy((void*)p, host.data(), n * sizeof(T));
 #endif
   }
   Dev(const Dev&) = delete;
@@ -64,7 +64,7 @@ template <class T> struct Dev {
 #if defined(__CUDACC__)
     cudaMemcpy(out.data(), p, n * sizeof(T), cudaMemcpyDeviceToHost);
 #else
-    std::memcpy((void*)out.data(), p, n * sizeof(T));
+    if (n) std::memcpy((void*)out.data(), p, n * sizeof(T));
 #endif
     return out;
   }
@@ -125,7 +125,7 @@ template <class T> void check_close(const char* what, const std::vector<T>& got,
 }
 template <class T> void check_same(const char* what, const std::vector<T>& a, const std::vector<T>& b) {
   checks()++;
-  if (a.size() != b.size() || std::memcmp((const void*)a.data(), (const void*)b.data(), a.size() * sizeof(T)) != 0)
+  if (a.size() != b.size() || (a.size() && std::memcmp((const void*)a.data(), (const void*)b.data(), a.size() * sizeof(T)) != 0))
     fail(std::string(what) + ": bits differ");
 }
 

@@ -4,9 +4,11 @@ use smalti::Result;
 use std::collections::VecDeque;
 
 /// Pairs of steps and changes of the gradient that are remembered.
-const MEMORY: usize = 10;
+const MEMORY: usize = 30;
 /// Part of the promised decrease that a step must bring.
 const ARMIJO: f64 = 1e-4;
+/// Relative change of a value that may be rounding alone.
+const ROUNDING: f64 = 1e-14;
 /// How often a step is halved before the decrease is held to be below rounding.
 const HALVINGS: usize = 50;
 
@@ -41,7 +43,12 @@ pub(super) fn minimise(
         for _ in 0..HALVINGS {
             let next: Vec<f64> = x.iter().zip(&direction).map(|(x, d)| x + length * d).collect();
             let (next_value, next_gradient) = f(&next)?;
-            if next_value < value && next_value <= value + ARMIJO * length * promised {
+            let decrease = next_value < value && next_value <= value + ARMIJO * length * promised;
+            // Near the minimum values differ by rounding alone; there the slope along the step tells the same (the
+            // approximate Wolfe condition: Hager and Zhang, SIAM J. Optim. 16, 2005, section 4).
+            let flat = next_value <= value + ROUNDING * value.abs()
+                && dot(&direction, &next_gradient) <= (2.0 * ARMIJO - 1.0) * promised;
+            if decrease || flat {
                 memory.extend(Pair::new(&x, &next, &gradient, &next_gradient));
                 if memory.len() > MEMORY {
                     memory.pop_front();

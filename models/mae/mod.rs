@@ -221,7 +221,9 @@ impl Mae {
     /// # Errors
     /// None that the constructor has not met.
     pub fn random_mask(&self, n: usize, rng: &mut Rng) -> Result<Masking> {
-        self.mask(&Tensor::rand([n, self.config.vit().patches()?], rng)?)
+        let (patches, kept) = (self.config.vit().patches()?, self.config.kept()?);
+        let (ids_keep, ids_restore, mask) = Tensor::random_masking(n, patches, kept, rng)?;
+        Ok(Masking { ids_keep, ids_restore, mask })
     }
 
     /// Encoder on the visible patches: `[N, 1 + K, D]`.

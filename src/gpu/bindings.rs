@@ -112,6 +112,28 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn smalti_fill(value: f64, y: *const smalti_view, stream: *mut ::core::ffi::c_void) -> i32;
 }
+unsafe extern "C" {
+    pub fn smalti_random(
+        seed: u64,
+        philox_stream: u64,
+        block: u64,
+        normal: i32,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_dropout(
+        x: *const smalti_view,
+        seed: u64,
+        philox_stream: u64,
+        block: u64,
+        threshold: u32,
+        scale: f64,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
 pub const SMALTI_SUM: _bindgen_ty_5 = 0;
 pub const SMALTI_PROD: _bindgen_ty_5 = 1;
 pub const SMALTI_MAX: _bindgen_ty_5 = 2;
@@ -406,6 +428,264 @@ unsafe extern "C" {
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }
+unsafe extern "C" {
+    pub fn smalti_index_check_workspace() -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_index_check(
+        index: *const smalti_view,
+        size: i64,
+        result: *mut i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_gather(
+        x: *const smalti_view,
+        dim: i32,
+        index: *const smalti_view,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_scatter(
+        y: *const smalti_view,
+        dim: i32,
+        index: *const smalti_view,
+        order: *const smalti_view,
+        src: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_scatter_add(
+        y: *const smalti_view,
+        dim: i32,
+        index: *const smalti_view,
+        order: *const smalti_view,
+        src: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_one_hot(
+        ids: *const smalti_view,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_masked_fill(
+        x: *const smalti_view,
+        mask: *const smalti_view,
+        bits: u64,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_triangle(
+        x: *const smalti_view,
+        diagonal: i64,
+        upper: i32,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_roll(
+        x: *const smalti_view,
+        places: *const i64,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_pad_constant(
+        x: *const smalti_view,
+        before: *const i64,
+        bits: u64,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_argsort_workspace(lines: i64, n: i64, k: i64, dtype: i32) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_argsort(
+        x: *const smalti_view,
+        descending: i32,
+        index: *const smalti_view,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_masking_ids(
+        noise: *const smalti_view,
+        ids_keep: *const smalti_view,
+        ids_restore: *const smalti_view,
+        mask: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_masking_random(
+        seed: u64,
+        philox_stream: u64,
+        block: u64,
+        ids_keep: *const smalti_view,
+        ids_restore: *const smalti_view,
+        mask: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_masking_invert(
+        shuffle: *const smalti_view,
+        ids_keep: *const smalti_view,
+        ids_restore: *const smalti_view,
+        mask: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_masking_check(
+        ids: *const smalti_view,
+        flag: *mut i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_gather_tokens(
+        x: *const smalti_view,
+        pos: *const smalti_view,
+        ids: *const smalti_view,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_ungather_tokens(
+        x: *const smalti_view,
+        ids: *const smalti_view,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_gather_tokens_pos_workspace(n: i64, len: i64, d: i64, dtype: i32) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_gather_tokens_pos_backward(
+        g: *const smalti_view,
+        ids: *const smalti_view,
+        dpos: *const smalti_view,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_unshuffle_forward(
+        x: *const smalti_view,
+        token: *const smalti_view,
+        restore: *const smalti_view,
+        pos: *const smalti_view,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_unshuffle_workspace(
+        n: i64,
+        length: i64,
+        d: i64,
+        dtype: i32,
+        want_mask: i32,
+        want_pos: i32,
+    ) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_unshuffle_backward(
+        g: *const smalti_view,
+        restore: *const smalti_view,
+        keep: i64,
+        dx: *const smalti_view,
+        dtoken: *const smalti_view,
+        dpos: *const smalti_view,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_patchify(
+        x: *const smalti_view,
+        ids: *const smalti_view,
+        p: i64,
+        last: i32,
+        scale: *const f64,
+        shift: *const f64,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_unpatchify(
+        x: *const smalti_view,
+        p: i64,
+        last: i32,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_masked_loss_workspace(patches: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_masked_loss(
+        pred: *const smalti_view,
+        images: *const smalti_view,
+        mask: *const smalti_view,
+        p: i64,
+        norm: i32,
+        eps: f64,
+        workspace: *mut f64,
+        loss: *const smalti_view,
+        grad: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_attention_forward(
+        q: *const smalti_view,
+        k: *const smalti_view,
+        v: *const smalti_view,
+        out: *const smalti_view,
+        lse: *const smalti_view,
+        scale: f64,
+        causal: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_attention_backward(
+        q: *const smalti_view,
+        k: *const smalti_view,
+        v: *const smalti_view,
+        out: *const smalti_view,
+        grad: *const smalti_view,
+        lse: *const smalti_view,
+        delta: *const smalti_view,
+        dq: *const smalti_view,
+        dk: *const smalti_view,
+        dv: *const smalti_view,
+        scale: f64,
+        causal: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct smalti_contrastive {
@@ -447,6 +727,55 @@ unsafe extern "C" {
         dscale: *mut ::core::ffi::c_void,
         workspace: *mut ::core::ffi::c_void,
         bytes: i64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_window_attention_forward(
+        q: *const smalti_view,
+        k: *const smalti_view,
+        v: *const smalti_view,
+        bias: *const smalti_view,
+        rel_h: *const smalti_view,
+        rel_w: *const smalti_view,
+        out: *const smalti_view,
+        lse: *const smalti_view,
+        win_h: i64,
+        win_w: i64,
+        scale: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_window_attention_workspace(
+        q: *const smalti_view,
+        bias: i32,
+        relative: i32,
+        win_h: i64,
+        win_w: i64,
+    ) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_window_attention_backward(
+        q: *const smalti_view,
+        k: *const smalti_view,
+        v: *const smalti_view,
+        bias: *const smalti_view,
+        rel_h: *const smalti_view,
+        rel_w: *const smalti_view,
+        out: *const smalti_view,
+        grad: *const smalti_view,
+        lse: *const smalti_view,
+        workspace: *mut ::core::ffi::c_void,
+        dq: *const smalti_view,
+        dk: *const smalti_view,
+        dv: *const smalti_view,
+        dbias: *const smalti_view,
+        drel_h: *const smalti_view,
+        drel_w: *const smalti_view,
+        win_h: i64,
+        win_w: i64,
+        scale: f64,
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }

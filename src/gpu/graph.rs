@@ -1,69 +1,16 @@
-//! Timing, ranges for profilers, and graphs: a training step recorded once and launched as a whole.
+//! Graphs: a training step recorded once and launched as a whole.
 
 use super::{driver, memory};
 use crate::{Device, Error, Result, Tensor, storage::Storage};
 use std::{
     cell::RefCell,
     collections::BTreeSet,
-    marker::PhantomData,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     thread::ThreadId,
 };
-
-// ---- events --------------------------------------------------------------------------------------------
-
-/// A moment in a GPU's work, for timing: `Event::record(d)?` before and after, then `after.ms_since(&before)?`.
-pub struct Event {
-    device: usize,
-    at: driver::Event,
-}
-
-impl Event {
-    /// Marks the end of all work that the device was given so far.
-    ///
-    /// # Errors
-    /// If the device is no GPU, is not there, or is recording a graph.
-    pub fn record(device: Device) -> Result<Event> {
-        let device = memory::index(device)?;
-        refuse_in_capture(device, "Event::record")?;
-        Ok(Event { device, at: driver::record_event(device)? })
-    }
-
-    /// Milliseconds on the device since an earlier moment; waits until this one has come.
-    ///
-    /// # Errors
-    /// If the two are of different devices, or a kernel failed meanwhile.
-    pub fn ms_since(&self, earlier: &Event) -> Result<f64> {
-        if self.device != earlier.device {
-            let devices = (Device::Cuda(self.device), Device::Cuda(earlier.device));
-            return Err(Error::msg(format!("Event: one is of {}, the other of {}", devices.0, devices.1)));
-        }
-        refuse_in_capture(self.device, "Event::ms_since")?;
-        driver::elapsed_ms(self.device, &earlier.at, &self.at)
-    }
-}
-
-// ---- ranges --------------------------------------------------------------------------------------------
-
-/// A named stretch of this thread's line in a profile (NVTX), which ends when this is dropped. Nothing happens on
-/// the emulated device and where the library (libnvToolsExt) is not there.
-#[must_use = "the range ends when this is dropped"]
-pub struct Range(PhantomData<*const ()>);
-
-/// Opens a range: `let _range = gpu::range("forward");`
-pub fn range(name: &str) -> Range {
-    driver::push_range(name);
-    Range(PhantomData)
-}
-
-impl Drop for Range {
-    fn drop(&mut self) {
-        driver::pop_range();
-    }
-}
 
 // ---- what is being recorded ----------------------------------------------------------------------------
 
@@ -348,7 +295,11 @@ impl Drop for Graph {
 #[cfg(all(test, feature = "emulate"))]
 mod tests {
     use super::*;
-    use crate::{DType, on_device};
+    use crate::{
+        DType,
+        gpu::timing::{Event, range},
+        on_device,
+    };
 
     const GPU: Device = Device::Cuda(1);
 
@@ -396,6 +347,7 @@ mod tests {
 
     #[test]
     fn inputs_are_refilled() -> Result<()> {
+        let _alone = alone();
         let mut x = matrix()?;
         let before = x.gpu_ptr();
         let values = Device::Cpu.scope(|| Tensor::ones([2, 2], DType::F32))?;

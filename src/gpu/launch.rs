@@ -30,6 +30,14 @@ pub(crate) fn empty_strided(
     Ok(Tensor::from_storage(Storage::Cuda(buffer), Dims::from_slice(shape), strides, dtype, op))
 }
 
+/// A tensor of unspecified content on GPU `index`, row-major.
+pub(crate) fn empty_on(index: usize, shape: &[usize], dtype: DType, op: &'static str) -> Result<Tensor> {
+    driver::open(index)?;
+    let buffer = Buffer::new(index, count(shape) * dtype.size())?;
+    let strides = contiguous_strides(shape);
+    Ok(Tensor::from_storage(Storage::Cuda(buffer), Dims::from_slice(shape), strides, dtype, op))
+}
+
 fn view(op: &'static str, t: &Tensor, device: Device) -> Result<sys::smalti_view> {
     if t.device() != device {
         return Err(Error::op(op, format!("the tensors are on {device} and on {}", t.device())));
@@ -102,4 +110,12 @@ pub(crate) fn workspace(op: &'static str, like: &Tensor, bytes: i64) -> Result<T
         Ok(bytes) => empty(like, &[bytes], DType::U8, op),
         Err(_) => Err(Error::op(op, format!("no kernel for {} {:?}", like.dtype(), like.shape()))),
     }
+}
+
+/// The value's bits, in the lower ones of 64.
+pub(crate) fn bits_of<T: crate::dtype::Element>(value: T) -> u64 {
+    let mut bits = 0u64;
+    let to = std::ptr::from_mut(&mut bits).cast::<u8>();
+    unsafe { std::ptr::copy_nonoverlapping(std::ptr::from_ref(&value).cast::<u8>(), to, size_of::<T>()) };
+    bits
 }

@@ -1,7 +1,7 @@
 //! GPU memory: a caching allocator. All work of a device runs on one stream, so a block that the host frees can
 //! be handed out again at once: whoever gets it comes later on the stream.
 
-use super::{driver, graph};
+use super::{driver, graph, known::Known};
 use crate::{
     Device, Error, Result,
     arena::{Arena, Stats},
@@ -64,6 +64,7 @@ pub struct Buffer {
     mirror: OnceLock<HostBuffer>,
     /// Launches of graphs when the copy was made.
     mirrored: AtomicU64,
+    known: OnceLock<Known>,
 }
 
 impl Buffer {
@@ -95,8 +96,8 @@ impl Buffer {
                 None => return Err(exhausted(device, bytes, live(device, &pools))),
             }
         };
-        let (mirror, mirrored) = (OnceLock::new(), AtomicU64::new(0));
-        Ok(Buffer { index: device, pool: owner, address, bytes, mirror, mirrored })
+        let (mirror, mirrored, known) = (OnceLock::new(), AtomicU64::new(0), OnceLock::new());
+        Ok(Buffer { index: device, pool: owner, address, bytes, mirror, mirrored, known })
     }
 
     pub fn device(&self) -> usize {
@@ -107,7 +108,6 @@ impl Buffer {
         self.pool
     }
 
-    #[cfg(test)]
     pub fn bytes(&self) -> usize {
         self.bytes
     }
@@ -157,9 +157,20 @@ impl Buffer {
         host
     }
 
+    /// What is known of the content.
+    pub fn known(&self) -> Known {
+        self.known.get().copied().unwrap_or_default()
+    }
+
+    /// Notes what is known; the first word stays.
+    pub fn know(&self, known: Known) {
+        self.known.get_or_init(|| known);
+    }
+
     /// To be called before the content changes.
     pub fn forget_mirror(&mut self) {
         self.mirror.take();
+        self.known.take();
     }
 }
 

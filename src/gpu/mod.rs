@@ -7,23 +7,28 @@ pub(crate) mod bindings;
 mod driver;
 mod graph;
 mod host;
+mod known;
 mod launch;
 mod memory;
 mod product;
+mod timing;
 
 #[allow(unused_imports)]
 pub(crate) use bindings as sys;
 pub(crate) use driver::{Convolution, Image, open};
-pub use graph::{Event, Graph, Range, range, refill};
 #[allow(unused_imports)]
 pub(crate) use graph::{is_recording, touch};
+pub use graph::{Graph, refill};
 pub(crate) use host::{Upload, enter_host, is_on_host, leave_host, on_gpu, upload_fields};
 pub use host::{host_operations, reset_host_operations};
-pub(crate) use launch::{empty, empty_strided, launch, launch_some, workspace};
+#[allow(unused_imports)]
+pub(crate) use known::{Known, are_permutations, is_positive, know, known};
+pub(crate) use launch::{bits_of, empty, empty_on, empty_strided, launch, launch_some, workspace};
 pub(crate) use memory::Buffer;
 pub use memory::{stats, synchronize, trim};
 pub(crate) use product::{Besides, convolve, product};
 pub use product::{allow_tf32, set_allow_tf32};
+pub use timing::{Event, Range, range};
 
 /// Is `cuda:0` the emulator?
 pub const fn is_emulated() -> bool {

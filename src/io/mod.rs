@@ -50,12 +50,13 @@ pub fn load(path: impl AsRef<Path>) -> Result<Loaded> {
     let bytes = map(path)?;
     match &bytes[..] {
         [b'P', b'K', 3, 4, ..] => Ok(Loaded { tree: pth::read(path, &bytes)?, metadata: BTreeMap::new() }),
+        // before the pickle: a header of 640 bytes begins as one
+        [_, _, _, _, _, _, _, _, b'{', ..] => safetensors::read(path, &bytes),
         [0x80, protocol, ..] if *protocol >= 2 => Err(Error::format(
             path,
             "a pickle that is not in a zip file: the legacy format of PyTorch before 1.6. Load it there and save \
              it again with a newer version",
         )),
-        [_, _, _, _, _, _, _, _, b'{', ..] => safetensors::read(path, &bytes),
         _ => Err(Error::format(path, "neither a safetensors file nor a .pth (zip) file")),
     }
 }

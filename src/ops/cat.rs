@@ -41,7 +41,12 @@ impl Tensor {
         if let [one] = &parts[..] {
             return Ok(one.clone());
         }
-        let y = on_device!(first, "cat", for_dtype!(dtype, T => Ok(cpu::cat::<T>(&parts, dim))))?;
+        let y = on_device!(
+            first,
+            "cat",
+            for_dtype!(dtype, T => Ok(cpu::cat::<T>(&parts, dim))),
+            gpu::cat(&parts, dim)
+        )?;
         let sizes = parts.iter().map(|t| t.shape()[dim]).collect();
         y.record(&parts, Cat { sizes, dim })
     }
@@ -161,6 +166,32 @@ mod cpu {
             }
         }
         Tensor::from_cpu_strided(out, shape, strides, "cat")
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        cpu::elementwise::dense_strides,
+        gpu::{self, sys},
+    };
+
+    pub fn cat(parts: &[Tensor], dim: usize) -> Result<Tensor> {
+        let mut shape = Dims::from_slice(parts[0].shape());
+        shape[dim] = parts.iter().map(|t| t.shape()[dim]).sum();
+        let order = elementwise::result_order(parts[0].shape(), &[&parts[0]]);
+        let y =
+            gpu::empty_strided(&parts[0], &shape, dense_strides(&shape, &order), parts[0].dtype(), "cat")?;
+        let mut start = 0;
+        for part in parts.iter().filter(|t| t.numel() > 0) {
+            let place = y.narrow(dim, start, part.shape()[dim])?;
+            gpu::launch("cat", [part, &place], |[part, place], stream| unsafe {
+                sys::smalti_copy(&part, &place, stream)
+            })?;
+            start += part.shape()[dim];
+        }
+        Ok(y)
     }
 }
 

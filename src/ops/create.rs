@@ -5,6 +5,7 @@ use crate::{
     cpu::{
         parallel::{SharedMut, for_ranges},
         pool::CpuVec,
+        simd::{ln_f32, simd, turn_f32},
     },
     dtype::Element,
     ensure, for_dtype,
@@ -48,6 +49,15 @@ impl Tensor {
         let one =
             for_dtype!(dtype, T => Tensor::from_cpu(CpuVec::from_slice(&[T::from_f64(value)]), (), "full"));
         let one = one.transferred(device)?;
+        #[cfg(gpu)]
+        crate::gpu::know(
+            &one,
+            crate::gpu::Known {
+                below: (dtype == DType::I64 && value >= 0.0).then_some(value as i64 + 1),
+                value: Some(value),
+                ..Default::default()
+            },
+        );
         let strides = Strides::from_elem(0, shape.len());
         Ok(one.view_as(shape, strides, 0, "full"))
     }
@@ -114,29 +124,17 @@ impl Tensor {
     /// If the shape is larger than the address space.
     #[track_caller]
     pub fn rand(shape: impl IntoShape, rng: &mut Rng) -> Result<Tensor> {
-        random("rand", shape.into_shape(), rng, |words, out| {
-            for (x, word) in out.iter_mut().zip(words) {
-                *x = unit_f32(word);
-            }
-        })
+        random::<false>("rand", shape.into_shape(), rng)
     }
 
-    /// f32 numbers of the standard normal distribution (Box-Muller on pairs of words).
+    /// f32 numbers of the standard normal distribution (Box-Muller on pairs of words). The same bits on every
+    /// device and for any number of threads: logarithm, sine and cosine are polynomials that round alike.
     ///
     /// # Errors
     /// If the shape is larger than the address space.
     #[track_caller]
     pub fn randn(shape: impl IntoShape, rng: &mut Rng) -> Result<Tensor> {
-        random("randn", shape.into_shape(), rng, |words, out| {
-            let mut values = [0.0; 4];
-            for pair in 0..2 {
-                let radius = (-2.0 * (1.0 - unit_f32(words[2 * pair])).ln()).sqrt();
-                let (sin, cos) = (std::f32::consts::TAU * unit_f32(words[2 * pair + 1])).sin_cos();
-                values[2 * pair] = radius * cos;
-                values[2 * pair + 1] = radius * sin;
-            }
-            out.copy_from_slice(&values[..out.len()]);
-        })
+        random::<true>("randn", shape.into_shape(), rng)
     }
 
     /// The elements in row-major order.
@@ -162,26 +160,95 @@ impl Tensor {
     }
 }
 
-/// Fills f32 elements, four from each Philox block.
+/// Blocks of four words that are drawn together, so that Philox and the functions vectorise.
+const BLOCKS: usize = 16;
+
+/// f32 elements, four from each Philox block, uniform or normal.
 #[track_caller]
-fn random(
-    op: &'static str,
-    shape: Dims,
-    rng: &mut Rng,
-    fill: impl Fn([u32; 4], &mut [f32]) + Sync,
-) -> Result<Tensor> {
+fn random<const NORMAL: bool>(op: &'static str, shape: Dims, rng: &mut Rng) -> Result<Tensor> {
     let n = checked_count(op, &shape, 4)?;
     debug_assert_eq!(n, count(&shape));
     let first = rng.reserve(n as u64) / 4;
     let source = *rng;
+    #[cfg(gpu)]
+    if let (Device::Cuda(index), false) = (Device::current()?, crate::device::is_on_host()) {
+        return gpu::random(op, index, &shape, &source, first, NORMAL);
+    }
     let mut out = CpuVec::<f32>::new(n);
     let target = SharedMut::new(&mut out);
     for_ranges(n, 1 << 14, |range| {
         let start = range.start;
         let out = unsafe { target.slice(range) };
-        for (i, four) in out.chunks_mut(4).enumerate() {
-            fill(source.block(first + (start / 4 + i) as u64), four);
+        for (i, out) in out.chunks_mut(4 * BLOCKS).enumerate() {
+            let first = first + (start / 4 + i * BLOCKS) as u64;
+            simd(
+                #[inline(always)]
+                || fill::<NORMAL>(&source.blocks(first), out),
+            );
         }
     });
     Tensor::from_cpu(out, shape, op).placed()
+}
+
+#[inline(always)]
+fn fill<const NORMAL: bool>(words: &[[u32; BLOCKS]; 4], out: &mut [f32]) {
+    let mut values = [[0.0; BLOCKS]; 4];
+    for w in 0..4 {
+        for i in 0..BLOCKS {
+            values[w][i] = unit_f32(words[w][i]);
+        }
+    }
+    if NORMAL {
+        for pair in [0, 2] {
+            for i in 0..BLOCKS {
+                let radius = (-2.0 * ln_f32(1.0 - values[pair][i])).sqrt();
+                let (sin, cos) = turn_f32(values[pair + 1][i]);
+                (values[pair][i], values[pair + 1][i]) = (radius * cos, radius * sin);
+            }
+        }
+    }
+    for (i, four) in out.chunks_mut(4).enumerate() {
+        for (w, x) in four.iter_mut().enumerate() {
+            *x = values[w][i];
+        }
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, sys};
+
+    pub fn random(
+        op: &'static str,
+        index: usize,
+        shape: &[usize],
+        source: &Rng,
+        block: u64,
+        normal: bool,
+    ) -> Result<Tensor> {
+        let y = gpu::empty_on(index, shape, DType::F32, op)?;
+        let [seed, philox_stream, _] = source.state();
+        gpu::launch(op, [&y], |[y], stream| unsafe {
+            sys::smalti_random(seed, philox_stream, block, normal.into(), &y, stream)
+        })?;
+        Ok(y)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The bits that every device gives; the kernels' own test prints them.
+    #[test]
+    fn normal_numbers_have_these_bits() -> Result<()> {
+        let mut rng = Rng::from_state([0x12_3456_789a_bcde, 77, 4 * ((1 << 32) - 2)]);
+        let x = Tensor::randn([40_003], &mut rng)?.to_vec::<f32>()?;
+        assert_eq!([0, 1, 40_002].map(|i| x[i].to_bits()), [0x3f3f_febb, 0xbece_abc7, 0x3fd0_4951]);
+        let mean = x.iter().map(|&v| f64::from(v)).sum::<f64>() / x.len() as f64;
+        let square = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>() / x.len() as f64;
+        assert!(mean.abs() < 0.02 && (square - 1.0).abs() < 0.02);
+        Ok(())
+    }
 }

@@ -31,7 +31,8 @@ impl Tensor {
         let y = on_device!(
             self,
             Dropout::NAME,
-            for_float!(self.dtype(), Dropout::NAME, T => Ok(cpu::dropout::<T>(&x, &rule)))
+            for_float!(self.dtype(), Dropout::NAME, T => Ok(cpu::dropout::<T>(&x, &rule))),
+            gpu::dropout(&x, &rule)
         )?;
         y.record([self], rule)
     }
@@ -68,6 +69,17 @@ struct Dropout {
     source: Rng,
     first: u64,
 }
+impl Dropout {
+    /// p in units of a word; p = 1 leaves the one word out that would be kept.
+    fn threshold(&self) -> u32 {
+        (self.p * 4_294_967_296.0).round().min(u32::MAX.into()) as u32
+    }
+
+    /// The factor of what is kept.
+    fn scale(&self) -> f64 {
+        if self.p == 1.0 { 0.0 } else { 1.0 / (1.0 - self.p) }
+    }
+}
 impl Backward for Dropout {
     const NAME: &'static str = "dropout";
     const TWICE: bool = true;
@@ -94,9 +106,7 @@ mod cpu {
         let values = x.cpu_slice::<T>();
         let mut out = CpuVec::<T>::new(values.len());
         let target = SharedMut::new(&mut out);
-        // p in units of a word; p = 1 leaves the one word out that would be kept
-        let threshold = (rule.p * 4_294_967_296.0).round().min(u32::MAX.into()) as u32;
-        let scale = if rule.p == 1.0 { T::Acc::ZERO } else { T::Acc::of(1.0 / (1.0 - rule.p)) };
+        let (threshold, scale) = (rule.threshold(), T::Acc::of(rule.scale()));
         for_ranges(values.len(), 1 << 14, |range| {
             let start = range.start;
             let (from, to) = (&values[range.clone()], unsafe { target.slice(range) });
@@ -121,6 +131,23 @@ mod cpu {
             }
         });
         Tensor::from_cpu(out, x.shape(), "dropout")
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, sys};
+
+    pub fn dropout(x: &Tensor, rule: &Dropout) -> Result<Tensor> {
+        ensure!(x.dtype().is_float(), Dropout::NAME, "needs a float tensor, got {}", x.dtype());
+        let y = gpu::empty(x, x.shape(), x.dtype(), Dropout::NAME)?;
+        let [seed, philox_stream, _] = rule.source.state();
+        let (threshold, scale) = (rule.threshold(), rule.scale());
+        gpu::launch(Dropout::NAME, [x, &y], |[x, y], stream| unsafe {
+            sys::smalti_dropout(&x, seed, philox_stream, rule.first, threshold, scale, &y, stream)
+        })?;
+        Ok(y)
     }
 }
 

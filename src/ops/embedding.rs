@@ -28,7 +28,8 @@ impl Tensor {
         };
         let y = self.detach().index_select(0, &flat)?.reshape(shape)?;
         // padding rows go to a row behind the table, which backward cuts off
-        let rows = flat.masked_fill(&flat.eq(&Tensor::full((), padding as f64, DType::I64)?)?, v as f64)?;
+        let number = self.device().scope(|| Tensor::full((), padding as f64, DType::I64))?;
+        let rows = flat.masked_fill(&flat.eq(&number)?, v as f64)?;
         y.record([self], Embedding { rows, size: [v, d] })
     }
 
@@ -39,17 +40,21 @@ impl Tensor {
     /// If a number lies outside `0..classes`, or there are neither numbers nor classes.
     #[track_caller]
     pub fn one_hot(&self, classes: Option<usize>) -> Result<Tensor> {
-        let numbers = self.to_dtype(DType::I64)?.to_vec::<i64>()?;
-        let classes = match (classes, numbers.iter().max()) {
-            (Some(classes), _) => classes,
-            (None, Some(&largest)) if largest >= 0 => largest as usize + 1,
-            _ => bail!("one_hot", "no number of classes follows from the numbers {numbers:?}"),
+        let classes = match classes {
+            Some(classes) => classes,
+            None => {
+                let numbers = self.to_dtype(DType::I64)?.to_vec::<i64>()?;
+                match numbers.iter().max() {
+                    Some(&largest) if largest >= 0 => largest as usize + 1,
+                    _ => bail!("one_hot", "no number of classes follows from the numbers {numbers:?}"),
+                }
+            }
         };
         let ids = checked("one_hot", self, self.rank(), classes)?;
         let mut shape = Dims::from_slice(self.shape());
         shape.push(classes);
         checked_count("one_hot", &shape, size_of::<i64>())?;
-        on_device!(self, "one_hot", Ok(cpu::one_hot(&ids, shape)))
+        on_device!(self, "one_hot", Ok(cpu::one_hot(&ids, shape)), gpu::one_hot(&ids, &shape))
     }
 }
 
@@ -64,7 +69,8 @@ impl Backward for Embedding {
     fn backward(&self, grad: &Tensor, _: &Ctx) -> Result<Grads> {
         let [v, d] = self.size;
         let grad = grad.reshape([self.rows.numel(), d])?;
-        let table = Tensor::zeros([v + 1, d], grad.dtype())?.index_add(0, &self.rows, &grad, 1.0)?;
+        let table = grad.device().scope(|| Tensor::zeros([v + 1, d], grad.dtype()))?;
+        let table = table.index_add(0, &self.rows, &grad, 1.0)?;
         Ok(smallvec![Some(table.narrow(0, 0, v)?)])
     }
 }
@@ -81,6 +87,20 @@ mod cpu {
             out[row * classes + id as usize] = 1;
         }
         Tensor::from_cpu(out, shape, "one_hot")
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, sys};
+
+    pub fn one_hot(ids: &Tensor, shape: &[usize]) -> Result<Tensor> {
+        let (ids, y) = (ids.contiguous()?, gpu::empty(ids, shape, DType::I64, "one_hot")?);
+        gpu::launch("one_hot", [&ids, &y], |[ids, y], stream| unsafe {
+            sys::smalti_one_hot(&ids, &y, stream)
+        })?;
+        Ok(y)
     }
 }
 

@@ -29,7 +29,12 @@ impl Tensor {
             return self.reshape([1])?.gather_as(op, 0, &index.reshape([1])?)?.reshape(());
         }
         let y = self.moved(|x| {
-            on_device!(x, op, for_size!(x.dtype(), T => Ok(cpu::gather::<T>(x, dim, &index, op))))
+            on_device!(
+                x,
+                op,
+                for_size!(x.dtype(), T => Ok(cpu::gather::<T>(x, dim, &index, op))),
+                gpu::gather(x, dim, &index, op)
+            )
         })?;
         y.record([self], Gather { index, dim, from: Dims::from_slice(self.shape()) })
     }
@@ -55,7 +60,8 @@ impl Tensor {
             on_device!(
                 x,
                 "index_select",
-                for_size!(x.dtype(), T => Ok(cpu::gather::<T>(x, dim, &spread, "index_select")))
+                for_size!(x.dtype(), T => Ok(cpu::gather::<T>(x, dim, &spread, "index_select"))),
+                gpu::gather(x, dim, &spread, "index_select")
             )
         })?;
         y.record([self], IndexSelect { index, dim, from: Dims::from_slice(self.shape()) })
@@ -89,7 +95,8 @@ impl Tensor {
     }
 }
 
-/// `index` as i64, every element of which lies in `0..size`.
+/// `index` as i64, every element of which lies in `0..size`. On a GPU this waits for the device, unless the index is
+/// known to be right: one that was looked at before, or that a kernel of this crate made (argsort, masks).
 #[track_caller]
 pub(super) fn checked(op: &'static str, index: &Tensor, dim: usize, size: usize) -> Result<Tensor> {
     ensure!(
@@ -99,7 +106,7 @@ pub(super) fn checked(op: &'static str, index: &Tensor, dim: usize, size: usize)
         index.dtype()
     );
     let index = index.to_dtype(DType::I64)?;
-    let outside = on_device!(index, op, Ok(cpu::outside(&index, size)))?;
+    let outside = on_device!(index, op, Ok(cpu::outside(&index, size)), gpu::outside(&index, size, op))?;
     match outside {
         Some(i) => bail!(op, "index {i} is out of range for dimension {dim} of size {size}"),
         None => Ok(index),
@@ -128,7 +135,7 @@ impl Backward for Gather {
     const NAME: &'static str = "gather";
     const TWICE: bool = true;
     fn backward(&self, grad: &Tensor, _: &Ctx) -> Result<Grads> {
-        let zeros = Tensor::zeros(&self.from, grad.dtype())?;
+        let zeros = grad.device().scope(|| Tensor::zeros(&self.from, grad.dtype()))?;
         Ok(smallvec![Some(zeros.scatter_add(self.dim, &self.index, grad)?)])
     }
 }
@@ -142,7 +149,7 @@ impl Backward for IndexSelect {
     const NAME: &'static str = "index_select";
     const TWICE: bool = true;
     fn backward(&self, grad: &Tensor, _: &Ctx) -> Result<Grads> {
-        let zeros = Tensor::zeros(&self.from, grad.dtype())?;
+        let zeros = grad.device().scope(|| Tensor::zeros(&self.from, grad.dtype()))?;
         Ok(smallvec![Some(zeros.index_add(self.dim, &self.index, grad, 1.0)?)])
     }
 }
@@ -213,6 +220,41 @@ mod cpu {
             }
         });
         Tensor::from_cpu(out, shape, op)
+    }
+}
+
+#[cfg(gpu)]
+pub(super) mod gpu {
+    use super::*;
+    use crate::gpu::{self, Known, sys};
+
+    /// An index that is not in `0..size`, if there is one: the first in row-major order.
+    pub fn outside(index: &Tensor, size: usize, op: &'static str) -> Result<Option<i64>> {
+        let size = size as i64;
+        if gpu::known(index).below.is_some_and(|below| below <= size) {
+            return Ok(None);
+        }
+        let words = unsafe { sys::smalti_index_check_workspace() } as usize / size_of::<i64>();
+        let found = gpu::empty(index, &[words], DType::I64, op)?;
+        gpu::launch(op, [index, &found], |[index, found], stream| unsafe {
+            sys::smalti_index_check(&index, size, found.ptr.cast(), stream)
+        })?;
+        match found.narrow(0, 0, 2)?.to_vec::<i64>()?[..] {
+            [first, bad] if first >= 0 => Ok(Some(bad)),
+            _ => {
+                gpu::know(index, Known { below: Some(size), ..Known::default() });
+                Ok(None)
+            }
+        }
+    }
+
+    /// The indices are known to be right.
+    pub fn gather(x: &Tensor, dim: usize, index: &Tensor, op: &'static str) -> Result<Tensor> {
+        let y = gpu::empty(x, index.shape(), x.dtype(), op)?;
+        gpu::launch(op, [x, index, &y], |[x, index, y], stream| unsafe {
+            sys::smalti_gather(&x, dim as i32, &index, &y, stream)
+        })?;
+        Ok(y)
     }
 }
 

@@ -26,13 +26,20 @@ impl Tensor {
             self.shape()
         );
         let mask = mask.to_dtype(DType::Bool)?;
-        let value = Tensor::full((), value, self.dtype())?;
-        let y = on_device!(self, op, elementwise::select(op, &mask, &value, self))?;
+        let y = on_device!(
+            self,
+            op,
+            {
+                let value = Tensor::full((), value, self.dtype())?;
+                elementwise::select(op, &mask, &value, self)
+            },
+            gpu::masked_fill(self, &mask, value)
+        )?;
         y.record([self], MaskedFill { mask })
     }
 
     /// The elements where `mask` (bool, or numbers that are not 0) holds, in row-major order: `[count]`. Tensor
-    /// and mask broadcast.
+    /// and mask broadcast. On a GPU this waits for the device, to know how many there are.
     ///
     /// # Errors
     /// If the shapes do not broadcast.
@@ -40,7 +47,7 @@ impl Tensor {
     pub fn masked_select(&self, mask: &Tensor) -> Result<Tensor> {
         let shape = broadcast("masked_select", self.shape(), mask.shape())?;
         let mask = mask.to_dtype(DType::Bool)?.expand(&shape)?;
-        let at = on_device!(mask, "masked_select", Ok(cpu::positions(&mask)))?;
+        let at = on_device!(mask, "masked_select", Ok(cpu::positions(&mask)), gpu::positions(&mask))?;
         self.expand(shape)?.reshape([mask.numel()])?.gather(0, &at)
     }
 
@@ -92,6 +99,38 @@ mod cpu {
             }
         }
         Tensor::from_cpu(out, [flat.len(), rank], "nonzero")
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        dtype::Element,
+        for_dtype,
+        gpu::{self, sys},
+    };
+
+    pub fn masked_fill(x: &Tensor, mask: &Tensor, value: f64) -> Result<Tensor> {
+        let op = MaskedFill::NAME;
+        let bits = for_dtype!(x.dtype(), T => gpu::bits_of(T::from_f64(value)));
+        let order = elementwise::result_order(x.shape(), &[x]);
+        let strides = elementwise::dense_strides(x.shape(), &order);
+        let y = gpu::empty_strided(x, x.shape(), strides, x.dtype(), op)?;
+        // in the order of memory, so that neighbours are threads of a warp
+        let in_order = |t: &Tensor| t.detach().permute(&order[..]);
+        let (from, to, mask) = (in_order(x)?, in_order(&y)?, in_order(&mask.expand(x.shape())?)?);
+        gpu::launch(op, [&from, &mask, &to], |[x, mask, y], stream| unsafe {
+            sys::smalti_masked_fill(&x, &mask, bits, &y, stream)
+        })?;
+        Ok(y)
+    }
+
+    /// Row-major positions of what is true: a stable sort puts them in front.
+    pub fn positions(mask: &Tensor) -> Result<Tensor> {
+        let flat = mask.reshape([mask.numel()])?;
+        let count = flat.to_dtype(DType::I64)?.sum(())?.item()? as usize;
+        flat.argsort(0, true)?.narrow(0, 0, count)
     }
 }
 

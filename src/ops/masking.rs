@@ -4,9 +4,9 @@
 
 use super::gather::checked;
 use crate::{
-    Result, Tensor,
+    Result, Rng, Tensor,
     autograd::{Backward, Ctx, Grads},
-    bail, ensure, for_float, on_device,
+    ensure, for_float, on_device,
 };
 use smallvec::smallvec;
 
@@ -22,9 +22,29 @@ impl Tensor {
     pub fn random_masking_ids(&self, keep: usize) -> Result<(Tensor, Tensor, Tensor)> {
         let [_, l] = self.dims("random_masking_ids")?;
         ensure!(keep <= l, "random_masking_ids", "cannot keep {keep} of {l} patches");
-        let shuffle = self.argsort(1, false)?.contiguous()?;
-        let (restore, mask) = on_device!(self, "random_masking_ids", Ok(cpu::invert(&shuffle, keep)))?;
-        Ok((shuffle.narrow(1, 0, keep)?.contiguous()?, restore, mask))
+        on_device!(self, "random_masking_ids", cpu::ids(self, keep), gpu::ids(self, keep))
+    }
+
+    /// A random masking of `n` samples of `len` patches, as [`random_masking_ids`](Self::random_masking_ids) gives it
+    /// for [`rand`](Self::rand) noise [n, len] of the same generator. On a GPU the noise is never stored.
+    ///
+    /// # Errors
+    /// If `keep` is larger than `len`.
+    #[track_caller]
+    pub fn random_masking(
+        n: usize,
+        len: usize,
+        keep: usize,
+        rng: &mut Rng,
+    ) -> Result<(Tensor, Tensor, Tensor)> {
+        ensure!(keep <= len, "random_masking", "cannot keep {keep} of {len} patches");
+        #[cfg(gpu)]
+        if let (crate::Device::Cuda(index), false, true) =
+            (crate::Device::current()?, crate::device::is_on_host(), len <= gpu::LONGEST)
+        {
+            return gpu::random(index, [n, len, keep], rng);
+        }
+        Tensor::rand([n, len], rng)?.random_masking_ids(keep)
     }
 
     /// Tokens `ids` [N, K] of `self` [N, L, D], as [N, K, D].
@@ -34,11 +54,11 @@ impl Tensor {
     #[track_caller]
     pub fn gather_tokens(&self, ids: &Tensor) -> Result<Tensor> {
         let ids = check_ids("gather_tokens", self, ids)?;
-        let x = self.contiguous()?;
         let y = on_device!(
             self,
             "gather_tokens",
-            for_float!(self.dtype(), "gather_tokens", T => Ok(cpu::gather::<T>(&x, None, &ids)))
+            for_float!(self.dtype(), "gather_tokens", T => cpu::gather::<T>(self, None, &ids)),
+            gpu::gather(self, None, &ids, "gather_tokens")
         )?;
         y.record([self], GatherTokens { ids, len: self.shape()[1] })
     }
@@ -61,11 +81,11 @@ impl Tensor {
             self.shape(),
             &self.shape()[1..]
         );
-        let (x, p) = (self.contiguous()?, pos.contiguous()?);
         let y = on_device!(
             self,
             op,
-            for_float!(self.dtype(), op, T => Ok(cpu::gather::<T>(&x, Some(&p), &ids)))
+            for_float!(self.dtype(), op, T => cpu::gather::<T>(self, Some(pos), &ids)),
+            gpu::gather(self, Some(pos), &ids, op)
         )?;
         y.record([self, pos], GatherTokensAdd { ids, len: self.shape()[1] })
     }
@@ -78,7 +98,7 @@ impl Tensor {
     #[track_caller]
     pub fn ungather_tokens(&self, ids: &Tensor, len: usize) -> Result<Tensor> {
         let op = "ungather_tokens";
-        let [n, k, d] = self.dims(op)?;
+        let [n, k, _] = self.dims(op)?;
         ensure!(
             ids.shape() == [n, k],
             op,
@@ -87,19 +107,25 @@ impl Tensor {
             self.shape()
         );
         let ids = checked(op, ids, 1, len)?.contiguous()?;
-        let x = self.contiguous()?;
         let y = on_device!(
             self,
             op,
             match cpu::places(&ids, len) {
-                Some(places) => for_float!(self.dtype(), op, T => Ok(cpu::ungather::<T>(&x, &places, len))),
-                None => {
-                    let index = ids.unsqueeze(2)?.expand([n, k, d])?;
-                    Tensor::zeros([n, len, d], x.dtype())?.scatter_add(1, &index, &x.detach())
-                }
-            }
+                Some(places) => for_float!(self.dtype(), op, T => cpu::ungather::<T>(self, &places, len)),
+                None => self.add_tokens(&ids, len),
+            },
+            // each row looks through all ids, which is quick for few of them
+            if k <= 1024 { gpu::ungather(self, &ids, len) } else { self.add_tokens(&ids, len) }
         )?;
         y.record([self], UngatherTokens { ids })
+    }
+
+    /// [`ungather_tokens`](Self::ungather_tokens) as an addition to zeros.
+    fn add_tokens(&self, ids: &Tensor, len: usize) -> Result<Tensor> {
+        let [n, k, d] = self.dims("ungather_tokens")?;
+        let index = ids.unsqueeze(2)?.expand([n, k, d])?;
+        let zeros = self.device().scope(|| Tensor::zeros([n, len, d], self.dtype()))?;
+        zeros.scatter_add(1, &index, &self.detach())
     }
 
     /// The decoder's input of a masked autoencoder, in one pass: `self` [N, 1 + K, D] are the class token and
@@ -136,12 +162,18 @@ impl Tensor {
             mask_token.dtype(),
             pos.dtype()
         );
-        let ids = checked(op, ids_restore, 1, l)?.contiguous()?;
-        if on_device!(ids, op, Ok(cpu::places(&ids, l)))?.is_none() {
-            bail!(op, "a row of ids_restore {:?} is not a permutation of 0..{l}", ids.shape());
-        }
-        let (x, m, p) = (self.contiguous()?, mask_token.contiguous()?, pos.contiguous()?);
-        let y = on_device!(self, op, for_float!(dtype, op, T => Ok(cpu::unshuffle::<T>(&x, &m, &ids, &p))))?;
+        let ids = on_device!(
+            ids_restore,
+            op,
+            cpu::permutations(op, ids_restore, l),
+            gpu::permutations(op, ids_restore, l)
+        )?;
+        let y = on_device!(
+            self,
+            op,
+            for_float!(dtype, op, T => cpu::unshuffle::<T>(self, mask_token, &ids, pos)),
+            gpu::unshuffle(self, mask_token, &ids, pos)
+        )?;
         y.record([self, mask_token, pos], Unshuffle { ids, keep: rows - 1 })
     }
 }
@@ -176,10 +208,15 @@ impl Backward for GatherTokensAdd {
         let [n, k, d] = grad.dims(Self::NAME)?;
         Ok(smallvec![
             ctx.grad(0, || grad.ungather_tokens(&self.ids, self.len))?,
-            ctx.grad(1, || {
-                let zeros = Tensor::zeros([self.len, d], grad.dtype())?;
-                zeros.index_add(0, &self.ids.reshape([n * k])?, &grad.reshape([n * k, d])?, 1.0)
-            })?
+            ctx.grad(1, || on_device!(
+                grad,
+                Self::NAME,
+                {
+                    let zeros = grad.device().scope(|| Tensor::zeros([self.len, d], grad.dtype()))?;
+                    zeros.index_add(0, &self.ids.reshape([n * k])?, &grad.reshape([n * k, d])?, 1.0)
+                },
+                gpu::gather_pos_backward(grad, &self.ids, self.len)
+            ))?
         ])
     }
 }
@@ -202,15 +239,17 @@ struct Unshuffle {
 impl Backward for Unshuffle {
     const NAME: &'static str = "unshuffle";
     fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
-        let g = grad.contiguous()?;
-        let (tokens, mask) = on_device!(
+        let needs = [0, 1, 2].map(|i| ctx.needs(i));
+        let (tokens, mask, pos) = on_device!(
             grad,
             Self::NAME,
-            for_float!(grad.dtype(), Self::NAME, T => Ok(cpu::unshuffle_backward::<T>(
-                &g, &self.ids, self.keep, ctx.needs(0), ctx.needs(1)
-            )))
+            for_float!(grad.dtype(), Self::NAME, T => {
+                let (tokens, mask) = cpu::unshuffle_backward::<T>(&grad.contiguous()?, &self.ids, self.keep, needs);
+                Ok((tokens, mask, ctx.grad(2, || grad.sum(0))?))
+            }),
+            gpu::unshuffle_backward(grad, &self.ids, self.keep, needs)
         )?;
-        Ok(smallvec![tokens, mask, ctx.grad(2, || grad.sum(0))?])
+        Ok(smallvec![tokens, mask, pos])
     }
 }
 
@@ -225,8 +264,27 @@ mod cpu {
         dtype::{Float, Real},
     };
 
+    pub fn ids(noise: &Tensor, keep: usize) -> Result<(Tensor, Tensor, Tensor)> {
+        let shuffle = noise.argsort(1, false)?.contiguous()?;
+        let (restore, mask) = invert(&shuffle, keep);
+        Ok((shuffle.narrow(1, 0, keep)?.contiguous()?, restore, mask))
+    }
+
+    /// `ids` as i64, the rows of which are permutations of 0..len.
+    #[track_caller]
+    pub fn permutations(op: &'static str, ids: &Tensor, len: usize) -> Result<Tensor> {
+        let ids = checked(op, ids, 1, len)?.contiguous()?;
+        ensure!(
+            places(&ids, len).is_some(),
+            op,
+            "a row of ids_restore {:?} is not a permutation of 0..{len}",
+            ids.shape()
+        );
+        Ok(ids)
+    }
+
     /// Inverse permutations of the rows of `shuffle`, and the mask of what stands at `keep` and behind.
-    pub fn invert(shuffle: &Tensor, keep: usize) -> (Tensor, Tensor) {
+    fn invert(shuffle: &Tensor, keep: usize) -> (Tensor, Tensor) {
         let width = shuffle.shape()[1];
         let mut restore = CpuVec::<i64>::new(shuffle.numel());
         let mut mask = CpuVec::<f32>::new(shuffle.numel());
@@ -275,10 +333,11 @@ mod cpu {
         )
     }
 
-    pub fn gather<T: Float>(x: &Tensor, pos: Option<&Tensor>, ids: &Tensor) -> Tensor {
+    pub fn gather<T: Float>(x: &Tensor, pos: Option<&Tensor>, ids: &Tensor) -> Result<Tensor> {
+        let (x, pos) = (x.contiguous()?, pos.map(Tensor::contiguous).transpose()?);
         let ([n, l, d], k) = ([x.shape()[0], x.shape()[1], x.shape()[2]], ids.shape()[1]);
         let (x, ids) = (x.cpu_slice::<T>(), ids.cpu_slice::<i64>());
-        let pos = pos.map(Tensor::cpu_slice::<T>);
+        let pos = pos.as_ref().map(Tensor::cpu_slice::<T>);
         let mut out = CpuVec::<T>::new(n * k * d);
         let target = SharedMut::new(&mut out);
         for_rows(n * k, d, |rows| {
@@ -292,10 +351,11 @@ mod cpu {
                 }
             }
         });
-        Tensor::from_cpu(out, [n, k, d], "gather_tokens")
+        Ok(Tensor::from_cpu(out, [n, k, d], "gather_tokens"))
     }
 
-    pub fn ungather<T: Float>(x: &Tensor, places: &[i64], len: usize) -> Tensor {
+    pub fn ungather<T: Float>(x: &Tensor, places: &[i64], len: usize) -> Result<Tensor> {
+        let x = x.contiguous()?;
         let [n, k, d] = [x.shape()[0], x.shape()[1], x.shape()[2]];
         let x = x.cpu_slice::<T>();
         let mut out = CpuVec::<T>::new(n * len * d);
@@ -309,10 +369,16 @@ mod cpu {
                 }
             }
         });
-        Tensor::from_cpu(out, [n, len, d], "ungather_tokens")
+        Ok(Tensor::from_cpu(out, [n, len, d], "ungather_tokens"))
     }
 
-    pub fn unshuffle<T: Float>(x: &Tensor, mask_token: &Tensor, ids: &Tensor, pos: &Tensor) -> Tensor {
+    pub fn unshuffle<T: Float>(
+        x: &Tensor,
+        mask_token: &Tensor,
+        ids: &Tensor,
+        pos: &Tensor,
+    ) -> Result<Tensor> {
+        let (x, mask_token, pos) = (x.contiguous()?, mask_token.contiguous()?, pos.contiguous()?);
         let [n, tokens, d] = [x.shape()[0], x.shape()[1], x.shape()[2]];
         let length = pos.shape()[0];
         let (x, mask_token) = (x.cpu_slice::<T>(), mask_token.cpu_slice::<T>());
@@ -328,7 +394,7 @@ mod cpu {
                 sum_row(to, from, &pos[i * d..][..d]);
             }
         });
-        Tensor::from_cpu(out, [n, length, d], "unshuffle")
+        Ok(Tensor::from_cpu(out, [n, length, d], "unshuffle"))
     }
 
     /// Gradients of tokens and mask token. Every token takes one row of `g`; the mask token's rows are summed
@@ -337,8 +403,7 @@ mod cpu {
         g: &Tensor,
         ids: &Tensor,
         keep: usize,
-        want_tokens: bool,
-        want_mask: bool,
+        [want_tokens, want_mask, _]: [bool; 3],
     ) -> (Option<Tensor>, Option<Tensor>) {
         let [n, length, d] = [g.shape()[0], g.shape()[1], g.shape()[2]];
         let (g, ids) = (g.cpu_slice::<T>(), ids.cpu_slice::<i64>());
@@ -383,10 +448,168 @@ mod cpu {
     }
 }
 
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        DType,
+        gpu::{self, Known, sys},
+    };
+
+    /// The longest row that is sorted in the registers of a warp.
+    pub const LONGEST: usize = 1024;
+
+    /// Fresh ids_keep, ids_restore and mask.
+    struct Results([Tensor; 3]);
+
+    impl Results {
+        fn new(index: usize, [n, len, keep]: [usize; 3]) -> Result<Results> {
+            let empty = |shape: [usize; 2], dtype| gpu::empty_on(index, &shape, dtype, "random_masking_ids");
+            Ok(Results([
+                empty([n, keep], DType::I64)?,
+                empty([n, len], DType::I64)?,
+                empty([n, len], DType::F32)?,
+            ]))
+        }
+
+        /// They are filled: what is known of them without a look.
+        fn done(self) -> (Tensor, Tensor, Tensor) {
+            let Results([keep, restore, mask]) = self;
+            let (len, kept) = (restore.shape()[1], keep.shape()[1]);
+            let below = Some(len as i64);
+            gpu::know(&keep, Known { below, permutations: kept == len, ..Known::default() });
+            gpu::know(&restore, Known { below, permutations: true, ..Known::default() });
+            gpu::know(&mask, Known { positive: kept < len && mask.numel() > 0, ..Known::default() });
+            (keep, restore, mask)
+        }
+    }
+
+    pub fn ids(noise: &Tensor, keep: usize) -> Result<(Tensor, Tensor, Tensor)> {
+        let op = "random_masking_ids";
+        let [n, len] = noise.dims(op)?;
+        let crate::Device::Cuda(index) = noise.device() else { return cpu::ids(noise, keep) };
+        let results = Results::new(index, [n, len, keep])?;
+        let [k, r, m] = &results.0;
+        if len <= LONGEST && noise.dtype().is_float() {
+            gpu::launch(op, [noise, k, r, m], |[noise, k, r, m], stream| unsafe {
+                sys::smalti_masking_ids(&noise, &k, &r, &m, stream)
+            })?;
+        } else {
+            let shuffle = noise.argsort(1, false)?.contiguous()?;
+            gpu::launch(op, [&shuffle, k, r, m], |[shuffle, k, r, m], stream| unsafe {
+                sys::smalti_masking_invert(&shuffle, &k, &r, &m, stream)
+            })?;
+        }
+        Ok(results.done())
+    }
+
+    pub fn random(index: usize, sizes: [usize; 3], rng: &mut Rng) -> Result<(Tensor, Tensor, Tensor)> {
+        let block = rng.reserve((sizes[0] * sizes[1]) as u64) / 4;
+        let [seed, philox_stream, _] = rng.state();
+        let results = Results::new(index, sizes)?;
+        let [k, r, m] = &results.0;
+        gpu::launch("random_masking", [k, r, m], |[k, r, m], stream| unsafe {
+            sys::smalti_masking_random(seed, philox_stream, block, &k, &r, &m, stream)
+        })?;
+        Ok(results.done())
+    }
+
+    /// As on the CPU. Waits for the device, unless a kernel of this crate made the ids.
+    #[track_caller]
+    pub fn permutations(op: &'static str, ids: &Tensor, len: usize) -> Result<Tensor> {
+        if gpu::are_permutations(ids) {
+            return Ok(ids.detach());
+        }
+        let ids = checked(op, ids, 1, len)?.contiguous()?;
+        let flag = gpu::empty(&ids, &[1], DType::I32, op)?;
+        gpu::launch(op, [&ids, &flag], |[ids, flag], stream| unsafe {
+            sys::smalti_masking_check(&ids, flag.ptr.cast(), stream)
+        })?;
+        ensure!(
+            flag.item()? == 0.0,
+            op,
+            "a row of ids_restore {:?} is not a permutation of 0..{len}",
+            ids.shape()
+        );
+        Ok(ids)
+    }
+
+    /// With dense rows, as the kernels need tokens; other steps are theirs.
+    fn rows(x: &Tensor) -> Result<Tensor> {
+        if x.shape()[2] <= 1 || x.strides()[2] == 1 { Ok(x.detach()) } else { x.detach().contiguous() }
+    }
+
+    pub fn gather(x: &Tensor, pos: Option<&Tensor>, ids: &Tensor, op: &'static str) -> Result<Tensor> {
+        let ([n, k], x) = (ids.dims(op)?, rows(x)?);
+        let pos = pos.map(|pos| pos.detach().contiguous()).transpose()?;
+        let y = gpu::empty(&x, &[n, k, x.shape()[2]], x.dtype(), op)?;
+        gpu::launch(op, [&x, pos.as_ref().unwrap_or(&x), ids, &y], |[x, p, ids, y], stream| {
+            let p = if pos.is_some() { &raw const p } else { std::ptr::null() };
+            unsafe { sys::smalti_gather_tokens(&x, p, &ids, &y, stream) }
+        })?;
+        Ok(y)
+    }
+
+    pub fn ungather(x: &Tensor, ids: &Tensor, len: usize) -> Result<Tensor> {
+        let (op, x) = (UngatherTokens::NAME, rows(x)?);
+        let y = gpu::empty(&x, &[x.shape()[0], len, x.shape()[2]], x.dtype(), op)?;
+        gpu::launch(op, [&x, ids, &y], |[x, ids, y], stream| unsafe {
+            sys::smalti_ungather_tokens(&x, &ids, &y, stream)
+        })?;
+        Ok(y)
+    }
+
+    pub fn gather_pos_backward(grad: &Tensor, ids: &Tensor, len: usize) -> Result<Tensor> {
+        let (op, g) = (GatherTokensAdd::NAME, rows(grad)?);
+        let ([n, _, d], dtype) = (g.dims(op)?, g.dtype());
+        let bytes =
+            unsafe { sys::smalti_gather_tokens_pos_workspace(n as i64, len as i64, d as i64, dtype as i32) };
+        let (work, dpos) =
+            (gpu::empty(&g, &[bytes as usize], DType::U8, op)?, gpu::empty(&g, &[len, d], dtype, op)?);
+        gpu::launch(op, [&g, ids, &dpos, &work], |[g, ids, dpos, work], stream| unsafe {
+            sys::smalti_gather_tokens_pos_backward(&g, &ids, &dpos, work.ptr, stream)
+        })?;
+        Ok(dpos)
+    }
+
+    pub fn unshuffle(x: &Tensor, mask_token: &Tensor, ids: &Tensor, pos: &Tensor) -> Result<Tensor> {
+        let (op, x) = (Unshuffle::NAME, rows(x)?);
+        let (token, pos) = (mask_token.detach().contiguous()?, pos.detach().contiguous()?);
+        let y = gpu::empty(&x, &[x.shape()[0], pos.shape()[0], x.shape()[2]], x.dtype(), op)?;
+        gpu::launch(op, [&x, &token, ids, &pos, &y], |[x, token, ids, pos, y], stream| unsafe {
+            sys::smalti_unshuffle_forward(&x, &token, &ids, &pos, &y, stream)
+        })?;
+        Ok(y)
+    }
+
+    type Three = (Option<Tensor>, Option<Tensor>, Option<Tensor>);
+
+    /// Gradients of tokens, mask token and positions, as far as `needs` says, in one reading of `grad`.
+    pub fn unshuffle_backward(grad: &Tensor, ids: &Tensor, keep: usize, needs: [bool; 3]) -> Result<Three> {
+        let (op, g) = (Unshuffle::NAME, rows(grad)?);
+        let ([n, length, d], dtype) = (g.dims(op)?, g.dtype());
+        let bytes = unsafe {
+            let (mask, pos) = (needs[1].into(), needs[2].into());
+            sys::smalti_unshuffle_workspace(n as i64, length as i64, d as i64, dtype as i32, mask, pos)
+        };
+        let work = gpu::empty(&g, &[bytes as usize], DType::U8, op)?;
+        let make = |i: usize, shape: &[usize]| needs[i].then(|| gpu::empty(&g, shape, dtype, op)).transpose();
+        let results = (make(0, &[n, 1 + keep, d])?, make(1, &[d])?, make(2, &[length, d])?);
+        let or = |t: &Option<Tensor>| t.clone().unwrap_or_else(|| g.clone());
+        let (a, b, c) = (or(&results.0), or(&results.1), or(&results.2));
+        gpu::launch(op, [&g, ids, &work, &a, &b, &c], |[g, ids, work, a, b, c], stream| {
+            let at = |i: usize, view| if needs[i] { view } else { std::ptr::null() };
+            let (a, b, c) = (at(0, &raw const a), at(1, &raw const b), at(2, &raw const c));
+            unsafe { sys::smalti_unshuffle_backward(&g, &ids, keep as i64, a, b, c, work.ptr, stream) }
+        })?;
+        Ok(results)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DType, Rng, gradcheck};
+    use crate::{DType, gradcheck};
 
     fn random<const N: usize>(shape: [usize; N], seed: u64) -> Result<Tensor> {
         Tensor::randn(shape, &mut Rng::new(seed))?.to_dtype(DType::F64)
@@ -401,6 +624,20 @@ mod tests {
         assert_eq!(mask.to_vec::<f32>()?, [1., 0., 0., 0., 1., 0.]);
         assert!(noise.random_masking_ids(4).is_err() && Tensor::scalar(1.).random_masking_ids(0).is_err());
         assert_eq!(noise.random_masking_ids(0)?.0.shape(), [2, 0]);
+        Ok(())
+    }
+
+    #[test]
+    fn drawn_masks_are_those_of_drawn_noise() -> Result<()> {
+        for (n, len, keep) in [(3, 196, 49), (2, 10, 10), (1, 1500, 4), (2, 7, 0)] {
+            let (mut a, mut b) = (Rng::new(5).stream(3), Rng::new(5).stream(3));
+            assert_eq!(a.next_u32(), b.next_u32());
+            let (k, r, m) = Tensor::random_masking(n, len, keep, &mut a)?;
+            let (k2, r2, m2) = Tensor::rand([n, len], &mut b)?.random_masking_ids(keep)?;
+            assert_eq!((k.to_vec::<i64>()?, r.to_vec::<i64>()?), (k2.to_vec::<i64>()?, r2.to_vec::<i64>()?));
+            assert_eq!((m.to_vec::<f32>()?, a.state()), (m2.to_vec::<f32>()?, b.state()));
+        }
+        assert!(Tensor::random_masking(1, 3, 4, &mut Rng::new(1)).is_err());
         Ok(())
     }
 

@@ -73,8 +73,12 @@ impl Tensor {
         if pairs.iter().all(|&pair| pair == (0, 0)) {
             return Ok(self.clone());
         }
-        let y =
-            on_device!(self, "pad", for_dtype!(self.dtype(), T => cpu::constant::<T>(self, &pairs, value)))?;
+        let y = on_device!(
+            self,
+            "pad",
+            for_dtype!(self.dtype(), T => cpu::constant::<T>(self, &pairs, value)),
+            gpu::constant(self, &pairs, value)
+        )?;
         y.record([self], PadConstant { pairs })
     }
 
@@ -90,7 +94,8 @@ impl Tensor {
                 _ => i.clamp(0, n - 1),
             };
             let index: Vec<i64> = (-before..n + after).map(source).collect();
-            y = y.index_select(d, &Tensor::from_slice(&index, [index.len()])?)?;
+            let index = self.device().scope(|| Tensor::from_slice(&index, [index.len()]))?;
+            y = y.index_select(d, &index)?;
         }
         Ok(y)
     }
@@ -135,6 +140,33 @@ mod cpu {
             unsafe { elementwise::copy_into(&part, SharedMut::new(&mut out).from(offset), &strides, &order) };
         }
         Ok(Tensor::from_cpu(out, shape, "pad"))
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        dtype::Element,
+        gpu::{self, sys},
+        shape::{Dims, checked_count},
+    };
+
+    pub fn constant(x: &Tensor, pairs: &[(i64, i64)], value: f64) -> Result<Tensor> {
+        let mut shape = Dims::new();
+        let mut before = [0; 8];
+        for (d, &(front, back)) in pairs.iter().enumerate() {
+            let n = i128::from(front) + i128::from(back) + x.shape()[d] as i128;
+            shape.push(usize::try_from(n).unwrap_or(usize::MAX));
+            before.iter_mut().skip(d).take(1).for_each(|b| *b = front);
+        }
+        checked_count("pad", &shape, x.dtype().size())?;
+        let bits = for_dtype!(x.dtype(), T => gpu::bits_of(T::from_f64(value)));
+        let y = gpu::empty(x, &shape, x.dtype(), "pad")?;
+        gpu::launch("pad", [x, &y], |[x, y], stream| unsafe {
+            sys::smalti_pad_constant(&x, before.as_ptr(), bits, &y, stream)
+        })?;
+        Ok(y)
     }
 }
 

@@ -5,7 +5,7 @@ use super::gather::checked;
 use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
-    ensure, for_real, for_size, on_device,
+    ensure, for_float, for_real, for_size, on_device,
 };
 use smallvec::smallvec;
 
@@ -30,7 +30,8 @@ impl Tensor {
             on_device!(
                 x,
                 "patchify",
-                for_size!(x.dtype(), T => Ok(cpu::patchify::<T>(x, &size, None, order)))
+                for_size!(x.dtype(), T => Ok(cpu::patchify::<T>(x, &size, None, order))),
+                gpu::patchify("patchify", x, &size, None, order, None, x.dtype())
             )
         })?;
         y.record([self], Patchify { p, grid: [size.rows, size.columns], order })
@@ -49,9 +50,62 @@ impl Tensor {
         ensure!(n == size.n, op, "ids {:?} do not belong to images {:?}", ids.shape(), self.shape());
         let ids = checked(op, ids, 1, size.patches())?.contiguous()?;
         let y = self.moved(|x| {
-            on_device!(x, op, for_size!(x.dtype(), T => Ok(cpu::patchify::<T>(x, &size, Some(&ids), order))))
+            on_device!(
+                x,
+                op,
+                for_size!(x.dtype(), T => Ok(cpu::patchify::<T>(x, &size, Some(&ids), order))),
+                gpu::patchify(op, x, &size, Some(&ids), order, None, x.dtype())
+            )
         })?;
         y.record([self], PatchifyKept { ids, p, grid: [size.rows, size.columns], order })
+    }
+
+    /// The patches `ids` [N, K] of images as they come from a decoder, in one pass: [N, K, p * p * C] of `dtype`, each
+    /// pixel (x - mean) / std with its channel's mean and standard deviation. x is the pixel, of u8 images a 255th
+    /// of it. Images are constants: no gradient goes into them.
+    ///
+    /// # Errors
+    /// As [`patchify_kept`](Self::patchify_kept), if `mean` and `std` do not have a number for each channel, or if
+    /// `dtype` or that of the images (u8 apart) is no float.
+    #[track_caller]
+    pub fn masked_patches(
+        &self,
+        ids: &Tensor,
+        p: usize,
+        order: PatchOrder,
+        mean: &[f64],
+        std: &[f64],
+        dtype: DType,
+    ) -> Result<Tensor> {
+        let op = "masked_patches";
+        let size = Sizes::of(op, self, p)?;
+        let [n, _] = ids.dims(op)?;
+        ensure!(n == size.n, op, "ids {:?} do not belong to images {:?}", ids.shape(), self.shape());
+        ensure!(
+            mean.len() == size.c && std.len() == size.c && std.iter().all(|&s| s > 0.0),
+            op,
+            "images {:?} need {} means and positive deviations, got {mean:?} and {std:?}",
+            self.shape(),
+            size.c
+        );
+        ensure!(
+            dtype.is_float() && (self.dtype().is_float() || self.dtype() == DType::U8),
+            op,
+            "turns u8 or float images into a float dtype, not {} into {dtype}",
+            self.dtype()
+        );
+        let unit = if self.dtype() == DType::U8 { 255.0 } else { 1.0 };
+        let affine = Affine {
+            scale: std.iter().map(|s| 1.0 / (s * unit)).collect(),
+            shift: mean.iter().zip(std).map(|(m, s)| -m / s).collect(),
+        };
+        let ids = checked(op, ids, 1, size.patches())?.contiguous()?;
+        on_device!(
+            self,
+            op,
+            for_float!(dtype, op, R => cpu::normalised_any::<R>(self, &size, &ids, order, &affine)),
+            gpu::patchify(op, self, &size, Some(&ids), order, Some(&affine), dtype)
+        )
     }
 
     /// Patches [N, L, p * p * C] as images [N, C, H, W]; `grid` is [H / p, W / p].
@@ -69,7 +123,12 @@ impl Tensor {
         let size = Sizes { n, c: width / area.unwrap_or(1), rows, columns, p };
         let x = self.contiguous()?;
         let y = x.moved(|x| {
-            on_device!(x, op, for_size!(x.dtype(), T => Ok(cpu::unpatchify::<T>(x, &size, order))))
+            on_device!(
+                x,
+                op,
+                for_size!(x.dtype(), T => Ok(cpu::unpatchify::<T>(x, &size, order))),
+                gpu::unpatchify(x, &size, order)
+            )
         })?;
         y.record([self], Unpatchify { p, order })
     }
@@ -104,24 +163,47 @@ impl Tensor {
             mask.shape()
         );
         ensure!(norm_pix.is_none() || size.width() > 1, op, "a patch of one value has no variance");
-        let pred = if self.dtype().is_half() { self.to_dtype(DType::F32)? } else { self.clone() };
-        let (x, images) = (pred.contiguous()?, images.detach().to_dtype(pred.dtype())?);
-        let weights = mask.to_dtype(DType::F64)?.to_vec::<f64>()?;
-        let total: f64 = weights.iter().sum();
-        ensure!(total > 0.0, op, "the mask sums to {total}: no patch is removed, so the mean is undefined");
-        let want = x.tracked() && crate::autograd::is_grad_enabled();
+        let want = self.tracked() && crate::autograd::is_grad_enabled();
+        #[cfg(gpu)]
+        let widened = self.dtype().is_half() && !crate::gpu::on_gpu(self);
+        #[cfg(not(gpu))]
+        let widened = self.dtype().is_half();
+        let pred = if widened { self.to_dtype(DType::F32)? } else { self.clone() };
         let (loss, grad) = on_device!(
             self,
             op,
-            for_real!(pred.dtype(), op, T => {
-                Ok(cpu::loss::<T>(&x, &images, &size, &weights, total, norm_pix, want))
-            })
+            {
+                let (x, images) = (pred.contiguous()?, images.detach().to_dtype(pred.dtype())?);
+                let weights = mask.to_dtype(DType::F64)?.to_vec::<f64>()?;
+                let total = checked_total(weights.iter().sum())?;
+                for_real!(pred.dtype(), op, T => {
+                    Ok(cpu::loss::<T>(&x, &images, &size, &weights, total, norm_pix, want))
+                })
+            },
+            gpu::loss(&pred, images, mask, &size, norm_pix, want)
         )?;
         match grad {
             Some(grad) => loss.record([&pred], MaskedPatchLoss { grad }),
             None => Ok(loss),
         }
     }
+}
+
+/// The sum of the mask, if there is a patch to take the mean over.
+#[track_caller]
+fn checked_total(total: f64) -> Result<f64> {
+    ensure!(
+        total > 0.0,
+        MaskedPatchLoss::NAME,
+        "the mask sums to {total}: no patch is removed, so the mean is undefined"
+    );
+    Ok(total)
+}
+
+/// x * scale + shift, by channel.
+struct Affine {
+    scale: Vec<f64>,
+    shift: Vec<f64>,
 }
 
 /// A batch of images as patches.
@@ -200,7 +282,16 @@ struct MaskedPatchLoss {
 impl Backward for MaskedPatchLoss {
     const NAME: &'static str = "masked_patch_loss";
     fn backward(&self, grad: &Tensor, _: &Ctx) -> Result<Grads> {
-        let dx = if grad.item()? == 1.0 { self.grad.clone() } else { self.grad.mul(grad)? };
+        // On a GPU a look would wait for the device; backward starts with a 1 that is known there.
+        #[cfg(gpu)]
+        let looked =
+            if crate::gpu::on_gpu(grad) { crate::gpu::known(grad).value } else { Some(grad.item()?) };
+        #[cfg(not(gpu))]
+        let looked = Some(grad.item()?);
+        let dx = match looked {
+            Some(1.0) => self.grad.clone(),
+            _ => self.grad.mul(grad)?.to_dtype(self.grad.dtype())?,
+        };
         Ok(smallvec![Some(dx)])
     }
 }
@@ -213,7 +304,7 @@ mod cpu {
             pool::CpuVec,
             simd::{fold, simd_of},
         },
-        dtype::{Element, Real},
+        dtype::{Element, Float, Real},
     };
 
     /// Where the pixels of an image tensor are.
@@ -302,6 +393,61 @@ mod cpu {
             }
         });
         Tensor::from_cpu(out, [size.n, patches, width], "patchify")
+    }
+
+    /// The patches `ids` of u8 or float images, normalised.
+    pub fn normalised_any<R: Float>(
+        images: &Tensor,
+        size: &Sizes,
+        ids: &Tensor,
+        order: PatchOrder,
+        affine: &Affine,
+    ) -> Result<Tensor> {
+        if images.dtype() == DType::U8 {
+            return Ok(normalised::<u8, R>(images, size, ids, order, affine));
+        }
+        let images = images.detach().to_dtype(R::Acc::DTYPE)?;
+        Ok(normalised::<R::Acc, R>(&images, size, ids, order, affine))
+    }
+
+    fn normalised<T: Element, R: Float>(
+        images: &Tensor,
+        size: &Sizes,
+        ids: &Tensor,
+        order: PatchOrder,
+        affine: &Affine,
+    ) -> Tensor {
+        let (patches, width, area) = (ids.shape()[1], size.width(), size.p * size.p);
+        let ids = ids.cpu_slice::<i64>();
+        let pixels = Pixels::<T>::of(images);
+        let of = |v: &[f64]| v.iter().map(|&v| R::Acc::of(v)).collect::<Vec<_>>();
+        let (scale, shift) = (of(&affine.scale), of(&affine.shift));
+        let mut out = CpuVec::<R>::new(size.n * patches * width);
+        let target = SharedMut::new(&mut out);
+        for_rows(size.n * patches, width, |range| {
+            let mut buffer = vec![T::default(); width];
+            for at in range {
+                unsafe { pixels.read(size, at / patches, ids[at] as usize, order, &mut buffer) };
+                let to = unsafe { target.slice(at * width..(at + 1) * width) };
+                let put = |to: &mut R, x: T, c: usize| {
+                    *to = R::store(R::Acc::of(x.to_f64()) * scale[c] + shift[c]);
+                };
+                match order {
+                    PatchOrder::ChannelLast => {
+                        for (to, from) in to.chunks_exact_mut(size.c).zip(buffer.chunks_exact(size.c)) {
+                            to.iter_mut().zip(from).enumerate().for_each(|(c, (to, &x))| put(to, x, c));
+                        }
+                    }
+                    PatchOrder::ChannelFirst => {
+                        let channels = to.chunks_exact_mut(area).zip(buffer.chunks_exact(area));
+                        for (c, (to, from)) in channels.enumerate() {
+                            to.iter_mut().zip(from).for_each(|(to, &x)| put(to, x, c));
+                        }
+                    }
+                }
+            }
+        });
+        Tensor::from_cpu(out, [size.n, patches, width], "masked_patches")
     }
 
     pub fn unpatchify<T: Element>(x: &Tensor, size: &Sizes, order: PatchOrder) -> Tensor {
@@ -409,6 +555,128 @@ mod cpu {
     }
 }
 
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, sys};
+
+    /// Channels of which kernels know scale and shift.
+    const CHANNELS: usize = 16;
+
+    fn is_last(order: PatchOrder) -> i32 {
+        i32::from(order == PatchOrder::ChannelLast)
+    }
+
+    pub fn patchify(
+        op: &'static str,
+        images: &Tensor,
+        size: &Sizes,
+        ids: Option<&Tensor>,
+        order: PatchOrder,
+        affine: Option<&Affine>,
+        dtype: DType,
+    ) -> Result<Tensor> {
+        if let (Some(affine), Some(ids)) = (affine, ids) {
+            let direct = match images.dtype() {
+                DType::U8 | DType::F32 => dtype != DType::F64,
+                _ => true,
+            };
+            if size.c > CHANNELS || !direct {
+                return composed(images, size, ids, order, affine, dtype);
+            }
+        }
+        // of other pairs, halves and doubles, the images are converted first
+        let from_dtype = match images.dtype() {
+            from @ (DType::U8 | DType::F32) => from,
+            from if from == dtype => from,
+            _ => dtype,
+        };
+        let images = images.detach().to_dtype(from_dtype)?;
+        let patches = ids.map_or(size.patches(), |ids| ids.shape()[1]);
+        let y = gpu::empty(&images, &[size.n, patches, size.width()], dtype, op)?;
+        gpu::launch(op, [&images, ids.unwrap_or(&images), &y], |[x, ids_view, y], stream| {
+            let ids = if ids.is_some() { &raw const ids_view } else { std::ptr::null() };
+            let (scale, shift) =
+                affine.map_or((std::ptr::null(), std::ptr::null()), |a| (a.scale.as_ptr(), a.shift.as_ptr()));
+            unsafe { sys::smalti_patchify(&x, ids, size.p as i64, is_last(order), scale, shift, &y, stream) }
+        })?;
+        Ok(y)
+    }
+
+    /// Normalised patches by other operations: more channels, or u8 and f32 images to f64.
+    fn composed(
+        images: &Tensor,
+        size: &Sizes,
+        ids: &Tensor,
+        order: PatchOrder,
+        affine: &Affine,
+        dtype: DType,
+    ) -> Result<Tensor> {
+        let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
+        let by_channel = |v: &[f64]| -> Result<Tensor> {
+            let shape = match order {
+                PatchOrder::ChannelLast => [1, size.c],
+                PatchOrder::ChannelFirst => [size.c, 1],
+            };
+            images.device().scope(|| Tensor::from_slice(v, shape))?.to_dtype(wide)
+        };
+        let area = size.p * size.p;
+        let inner = match order {
+            PatchOrder::ChannelLast => [area, size.c],
+            PatchOrder::ChannelFirst => [size.c, area],
+        };
+        let kept = images.detach().patchify_kept(ids, size.p, order)?.to_dtype(wide)?;
+        let y = kept.reshape([size.n, ids.shape()[1], inner[0], inner[1]])?;
+        let y = y.mul(&by_channel(&affine.scale)?)?.add(&by_channel(&affine.shift)?)?;
+        y.reshape([size.n, ids.shape()[1], size.width()])?.to_dtype(dtype)
+    }
+
+    pub fn unpatchify(x: &Tensor, size: &Sizes, order: PatchOrder) -> Result<Tensor> {
+        let Sizes { n, c, rows, columns, p } = *size;
+        let y = gpu::empty(x, &[n, c, rows * p, columns * p], x.dtype(), "unpatchify")?;
+        gpu::launch("unpatchify", [x, &y], |[x, y], stream| unsafe {
+            sys::smalti_unpatchify(&x, p as i64, is_last(order), &y, stream)
+        })?;
+        Ok(y)
+    }
+
+    /// The loss and, if wanted, its gradient. Waits for the device to see the sum of the mask, unless a kernel of
+    /// this crate made the mask.
+    pub fn loss(
+        pred: &Tensor,
+        images: &Tensor,
+        mask: &Tensor,
+        size: &Sizes,
+        norm_pix: Option<f64>,
+        want: bool,
+    ) -> Result<(Tensor, Option<Tensor>)> {
+        let (op, f64s) = (MaskedPatchLoss::NAME, pred.dtype() == DType::F64);
+        ensure!(pred.dtype().is_float(), op, "needs float predictions, got {}", pred.dtype());
+        let x = pred.detach().contiguous()?;
+        let taken =
+            images.dtype() == x.dtype() || (!f64s && matches!(images.dtype(), DType::F32 | DType::U8));
+        let images = if taken { images.detach() } else { images.detach().to_dtype(x.dtype())? };
+        let known = gpu::is_positive(mask);
+        let mask_dtype = if f64s && mask.dtype() == DType::F64 { DType::F64 } else { DType::F32 };
+        let mask = mask.detach().to_dtype(mask_dtype)?.contiguous()?;
+        let bytes = unsafe { sys::smalti_masked_loss_workspace((size.n * size.patches()) as i64) } as usize;
+        let work = gpu::empty(&x, &[bytes / size_of::<f64>()], DType::F64, op)?;
+        let loss = gpu::empty(&x, &[], if f64s { DType::F64 } else { DType::F32 }, op)?;
+        let grad = want.then(|| gpu::empty(&x, x.shape(), x.dtype(), op)).transpose()?;
+        let (p, norm, eps) = (size.p as i64, norm_pix.is_some().into(), norm_pix.unwrap_or(0.0));
+        let tensors = [&x, &images, &mask, &work, &loss, grad.as_ref().unwrap_or(&x)];
+        gpu::launch(op, tensors, |[x, images, mask, work, loss, g], stream| {
+            let g = if want { &raw const g } else { std::ptr::null() };
+            let work = work.ptr.cast();
+            unsafe { sys::smalti_masked_loss(&x, &images, &mask, p, norm, eps, work, &loss, g, stream) }
+        })?;
+        if !known {
+            checked_total(work.narrow(0, 0, 1)?.item()?)?;
+        }
+        Ok((loss, grad))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -444,6 +712,36 @@ mod tests {
                 }
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn normalised_patches_are_the_composition() -> Result<()> {
+        let (mean, std) = ([0.5, 0.25, 0.75], [0.5, 2.0, 0.25]);
+        let bytes: Vec<u8> = (0..2 * 3 * 8 * 12).map(|i| (i * 37 % 256) as u8).collect();
+        let x = Tensor::from_slice(&bytes, [2, 3, 8, 12])?;
+        let ids = Tensor::from_slice(&[5i64, 0, 2, 1], [2, 2])?;
+        for x in [x.clone(), x.to_channels_last()?, x.to_dtype(DType::F32)?, x.to_dtype(DType::F64)?] {
+            let unit = if x.dtype() == DType::U8 { 255.0 } else { 1.0 };
+            let wide = x.to_dtype(DType::F64)?.mul_scalar(1.0 / unit)?;
+            let by_channel = |v: &[f64]| Tensor::from_slice(v, [3, 1, 1]);
+            let exact = wide.sub(&by_channel(&mean)?)?.div(&by_channel(&std)?)?;
+            for order in [PatchOrder::ChannelLast, PatchOrder::ChannelFirst] {
+                let want = exact.patchify_kept(&ids, 4, order)?.to_vec::<f64>()?;
+                for dtype in [DType::F32, DType::F64, DType::BF16, DType::F16] {
+                    let y = x.masked_patches(&ids, 4, order, &mean, &std, dtype)?;
+                    assert_eq!((y.dtype(), y.shape()), (dtype, &[2, 2, 48][..]));
+                    let tolerance = if dtype.is_half() { 4e-3 } else { 1e-6 };
+                    for (a, b) in y.to_dtype(DType::F64)?.to_vec::<f64>()?.iter().zip(&want) {
+                        assert!((a - b).abs() <= tolerance * b.abs().max(1.0), "{a} {b} {dtype}");
+                    }
+                }
+            }
+        }
+        let last = PatchOrder::ChannelLast;
+        assert!(x.masked_patches(&ids, 4, last, &mean[..2], &std, DType::F32).is_err());
+        assert!(x.masked_patches(&ids, 4, last, &mean, &[0.0; 3], DType::F32).is_err());
+        assert!(x.masked_patches(&ids, 4, last, &mean, &std, DType::I64).is_err());
         Ok(())
     }
 

@@ -34,8 +34,14 @@ impl Tensor {
         if places.iter().all(|&p| p == 0) {
             return Ok(self.clone());
         }
-        let y =
-            self.moved(|x| on_device!(x, "roll", for_size!(x.dtype(), T => cpu::roll::<T>(x, &places))))?;
+        let y = self.moved(|x| {
+            on_device!(
+                x,
+                "roll",
+                for_size!(x.dtype(), T => cpu::roll::<T>(x, &places)),
+                gpu::roll(x, &places)
+            )
+        })?;
         y.record([self], Roll { places })
     }
 
@@ -115,6 +121,22 @@ mod cpu {
             }
         }
         Ok(Tensor::from_cpu(out, x.shape(), "roll"))
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, sys};
+
+    pub fn roll(x: &Tensor, places: &[usize]) -> Result<Tensor> {
+        let y = gpu::empty(x, x.shape(), x.dtype(), "roll")?;
+        let mut to = [0; 8];
+        to.iter_mut().zip(places).for_each(|(to, &place)| *to = place as i64);
+        gpu::launch("roll", [x, &y], |[x, y], stream| unsafe {
+            sys::smalti_roll(&x, to.as_ptr(), &y, stream)
+        })?;
+        Ok(y)
     }
 }
 

@@ -51,14 +51,20 @@ impl Tensor {
         }
         if add {
             let y = Tensor::in_f32([self, &src], |[x, s]| {
-                on_device!(x, op, cpu::by_sum!(x.dtype(), op, |sum| cpu::scatter(x, dim, &index, s, op, sum)))
+                on_device!(
+                    x,
+                    op,
+                    cpu::by_sum!(x.dtype(), op, |sum| cpu::scatter(x, dim, &index, s, op, sum)),
+                    gpu::scatter(x, dim, &index, s, op, true)
+                )
             })?;
             y.record([self, &src], ScatterAdd { index, dim })
         } else {
             let y = on_device!(
                 self,
                 op,
-                for_dtype!(self.dtype(), T => Ok(cpu::scatter(self, dim, &index, &src, op, |_: T, b: T| b)))
+                for_dtype!(self.dtype(), T => Ok(cpu::scatter(self, dim, &index, &src, op, |_: T, b: T| b))),
+                gpu::scatter(self, dim, &index, &src, op, false)
             )?;
             y.record([self, &src], Scatter { index, dim })
         }
@@ -94,7 +100,12 @@ impl Tensor {
         let index = checked(op, index, dim, self.shape()[dim])?;
         let scaled = if alpha == 1.0 { source.clone() } else { source.mul_scalar(alpha)? };
         let y = Tensor::in_f32([self, &scaled], |[x, s]| {
-            on_device!(x, op, cpu::by_sum!(x.dtype(), op, |sum| cpu::index_add(x, dim, &index, s, op, sum)))
+            on_device!(
+                x,
+                op,
+                cpu::by_sum!(x.dtype(), op, |sum| cpu::index_add(x, dim, &index, s, op, sum)),
+                gpu::index_add(x, dim, &index, s, op)
+            )
         })?;
         y.record([self, &scaled], IndexAdd { index, dim })
     }
@@ -108,7 +119,7 @@ impl Backward for Scatter {
     const NAME: &'static str = "scatter";
     const TWICE: bool = true;
     fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
-        let zeros = Tensor::zeros(self.index.shape(), grad.dtype())?;
+        let zeros = grad.device().scope(|| Tensor::zeros(self.index.shape(), grad.dtype()))?;
         Ok(smallvec![
             ctx.grad(0, || grad.scatter(self.dim, &self.index, &zeros))?,
             ctx.grad(1, || grad.gather(self.dim, &self.index))?
@@ -274,6 +285,71 @@ mod cpu {
             *next += 1;
         }
         (starts, members)
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        gpu::{self, sys},
+        shape::Dims,
+    };
+
+    /// A fresh row-major copy.
+    fn copy(x: &Tensor, op: &'static str) -> Result<Tensor> {
+        let y = gpu::empty(x, x.shape(), x.dtype(), op)?;
+        gpu::launch(op, [x, &y], |[x, y], stream| unsafe {
+            sys::smalti_pad_constant(&x, [0; 8].as_ptr(), 0, &y, stream)
+        })?;
+        Ok(y)
+    }
+
+    /// A copy of `x` with `src` written or added at `index` (of the shape of `src`).
+    pub fn scatter(
+        x: &Tensor,
+        dim: usize,
+        index: &Tensor,
+        src: &Tensor,
+        op: &'static str,
+        add: bool,
+    ) -> Result<Tensor> {
+        let y = copy(x, op)?;
+        let order = order(index, dim)?;
+        let tensors = [&y, index, src, order.as_ref().unwrap_or(index)];
+        gpu::launch(op, tensors, |[y, index, src, by], stream| {
+            let by = if order.is_some() { &raw const by } else { std::ptr::null() };
+            let launcher = if add { sys::smalti_scatter_add } else { sys::smalti_scatter };
+            unsafe { launcher(&y, dim as i32, &index, by, &src, stream) }
+        })?;
+        Ok(y)
+    }
+
+    pub fn index_add(
+        x: &Tensor,
+        dim: usize,
+        index: &Tensor,
+        source: &Tensor,
+        op: &'static str,
+    ) -> Result<Tensor> {
+        let mut column = Dims::from_elem(1, x.rank());
+        column[dim] = index.numel();
+        scatter(x, dim, &index.reshape(column)?.expand(source.shape())?, source, op, true)
+    }
+
+    /// Where the elements of `index` stand in order along `dim`, or `None` if threads that go along the whole
+    /// dimension do as well: it is short, or there are so many of them that the device is full.
+    fn order(index: &Tensor, dim: usize) -> Result<Option<Tensor>> {
+        let length = index.shape()[dim];
+        if length <= 64 || index.numel() / length >= 64 * length {
+            return Ok(None);
+        }
+        // an index that is repeated over other dimensions is sorted once
+        let mut one = index.detach();
+        for d in (0..index.rank()).filter(|&d| d != dim && index.strides()[d] == 0 && index.shape()[d] > 1) {
+            one = one.narrow(d, 0, 1)?;
+        }
+        one.argsort(dim, false)?.expand(index.shape()).map(Some)
     }
 }
 

@@ -56,7 +56,9 @@ impl Tensor {
         let index = on_device!(
             self,
             op,
-            for_dtype!(self.dtype(), T => Ok(cpu::order::<T>(&lines, k, descending, op)))
+            for_dtype!(self.dtype(), T => Ok(cpu::order::<T>(&lines, k, descending, op))),
+            gpu::order(&lines, k, descending, op),
+            when self.dtype().size() == 8 || lines.shape()[last] <= u32::MAX as usize
         )?;
         index.transpose(dim, last)
     }
@@ -169,6 +171,33 @@ mod cpu {
             }
         });
         Tensor::from_cpu(out, shape, op)
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{
+        gpu::{self, Known, sys},
+        shape::{Dims, count},
+    };
+
+    /// Per line of the last dimension, the indices of its first `k` elements in order.
+    pub fn order(x: &Tensor, k: usize, descending: bool, op: &'static str) -> Result<Tensor> {
+        let mut shape = Dims::from_slice(x.shape());
+        let n = shape.pop().unwrap_or(1);
+        let lines = count(&shape);
+        shape.push(k);
+        let index = gpu::empty(x, &shape, DType::I64, op)?;
+        let (n64, k64, dtype) = (n as i64, k as i64, x.dtype() as i32);
+        let bytes = unsafe { sys::smalti_argsort_workspace(lines as i64, n64, k64, dtype) };
+        let work = gpu::empty(x, &[bytes as usize], DType::U8, op)?;
+        let (from, to) = (x.reshape([lines, n])?, index.reshape([lines, k])?);
+        gpu::launch(op, [&from, &to, &work], |[x, index, work], stream| unsafe {
+            sys::smalti_argsort(&x, descending.into(), &index, work.ptr, stream)
+        })?;
+        gpu::know(&index, Known { below: Some(n64), permutations: k == n, ..Known::default() });
+        Ok(index)
     }
 }
 

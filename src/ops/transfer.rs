@@ -122,7 +122,8 @@ mod tests {
     fn there_and_back() -> Result<()> {
         let gpu = Device::cuda(0)?;
         let x = Device::Cpu.scope(|| Tensor::randn([2, 3, 4], &mut Rng::new(1)))?;
-        for x in [x.clone(), x.permute([2, 0, 1])?, x.narrow(1, 1, 2)?, x.narrow(1, 0, 1)?.expand([2, 5, 4])?] {
+        for x in [x.clone(), x.permute([2, 0, 1])?, x.narrow(1, 1, 2)?, x.narrow(1, 0, 1)?.expand([2, 5, 4])?]
+        {
             let there = x.to_device(gpu)?;
             assert_eq!(there.device(), gpu);
             assert_eq!(there.to_device(Device::Cpu)?.to_vec::<f32>()?, x.to_vec::<f32>()?);

@@ -33,7 +33,8 @@ impl Tensor {
         let y = on_device!(
             self,
             op,
-            for_dtype!(self.dtype(), T => Ok(cpu::triangle::<T>(self, diagonal, upper, op)))
+            for_dtype!(self.dtype(), T => Ok(cpu::triangle::<T>(self, diagonal, upper, op))),
+            gpu::triangle(self, diagonal, upper, op)
         )?;
         y.record([self], Triangle { diagonal, upper })
     }
@@ -75,6 +76,20 @@ mod cpu {
             }
         });
         Tensor::from_cpu(out, x.shape(), op)
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, sys};
+
+    pub fn triangle(x: &Tensor, diagonal: i64, upper: bool, op: &'static str) -> Result<Tensor> {
+        let y = gpu::empty(x, x.shape(), x.dtype(), op)?;
+        gpu::launch(op, [x, &y], |[x, y], stream| unsafe {
+            sys::smalti_triangle(&x, diagonal, upper.into(), &y, stream)
+        })?;
+        Ok(y)
     }
 }
 

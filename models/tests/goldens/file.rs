@@ -76,6 +76,27 @@ impl Report {
         Ok(())
     }
 
+    /// The error of `got` as a multiple of the error of `other`, both against `exact`.
+    pub fn ratio(
+        &mut self,
+        name: &str,
+        got: &Tensor,
+        other: &Tensor,
+        exact: &Tensor,
+        allowed: f64,
+    ) -> Result<()> {
+        let values = |t: &Tensor| t.detach().to_dtype(DType::F64)?.to_vec::<f64>();
+        let exact = values(exact)?;
+        let error = |t: &Tensor| -> Result<f64> {
+            let worse = |m: f64, d: f64| if d <= m { m } else { d };
+            Ok(values(t)?.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, worse))
+        };
+        let (got, other) = (error(got)?, error(other)?);
+        let ratio = if got == 0.0 { 0.0 } else { got / other };
+        self.lines.push((name.into(), if ratio.is_nan() { f64::INFINITY } else { ratio }, allowed));
+        Ok(())
+    }
+
     pub fn verdict(&self) -> Result<(), String> {
         match self.lines.iter().filter(|(_, got, allowed)| got > allowed).count() {
             0 => Ok(()),

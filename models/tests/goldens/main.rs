@@ -4,6 +4,7 @@
 
 mod file;
 mod mae;
+mod window_attention;
 
 use file::{Golden, Report};
 use libtest_mimic::{Arguments, Failed, Trial};
@@ -12,7 +13,7 @@ use std::{env, fs, path::PathBuf};
 type Check = fn(&Golden, &mut Report) -> smalti::Result<()>;
 
 /// Kinds of files and the checks for them.
-const KINDS: &[(&str, Check)] = &[("mae", mae::check)];
+const KINDS: &[(&str, Check)] = &[("mae", mae::check), ("window_attention", window_attention::check)];
 
 /// Largest deviation allowed, relative to the largest magnitude of the reference tensor.
 pub mod tolerance {
@@ -22,6 +23,12 @@ pub mod tolerance {
     pub const LOSS: f64 = 5e-6;
     /// Gradients.
     pub const GRADIENT: f64 = 1e-5;
+    /// One attention in f32.
+    pub const ATTENTION: f64 = 1e-5;
+    /// Error of a half type as a multiple of that of the unfused computation in it.
+    pub const HALF_OUTPUT: f64 = 2.0;
+    /// The same of gradients.
+    pub const HALF_GRADIENT: f64 = 3.0;
     /// Tables that are computed in f64 and rounded.
     pub const TABLE: f64 = 1e-7;
 }

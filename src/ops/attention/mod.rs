@@ -3,6 +3,9 @@
 //! "FlashAttention", arXiv:2205.14135).
 
 mod cpu;
+#[cfg(gpu)]
+mod gpu;
+mod window;
 
 use crate::{
     DType, Result, Tensor,
@@ -41,18 +44,20 @@ impl Tensor {
             key.dtype(),
             value.dtype()
         );
-        let wide = dtype.computed_in();
+        let plan = Plan::of(self, key, value, causal, scale)?;
+        let wide = compute_dtype(self, &plan, mask.is_some());
         let [q, k, v] = [self, key, value].map(|t| t.to_dtype(wide));
         let inputs = [q?, k?, v?];
         let [q, k, v] = &inputs;
-        let plan = Plan::of(q, k, v, causal, scale)?;
         let mask = mask.map(|m| plan.mask(m, wide)).transpose()?;
         let views = [plan.view(q)?, plan.view(k)?, plan.view(v)?];
         let (shape, strides) = plan.output(&views[0]);
         let (out, lse) = on_device!(
             q,
             OP,
-            for_real!(wide, OP, T => cpu::forward::<T>(&plan, &views, mask.as_ref(), shape, strides))
+            for_real!(wide, OP, T => cpu::forward::<T>(&plan, &views, mask.as_ref(), shape, strides)),
+            gpu::forward(&plan, &views, shape, strides, OP),
+            when gpu::takes(&plan, mask.is_some())
         )?;
         // An untracked tensor stands for a mask that is not there.
         let mask_input = mask.clone().unwrap_or_else(|| lse.clone());
@@ -73,15 +78,20 @@ impl Tensor {
         let [b, s, three, h, d] = self.dims("attention")?;
         ensure!(three == 3, "attention", "needs shape [B, S, 3, H, D], got {:?}", self.shape());
         let dtype = self.dtype();
-        let qkv = self.to_dtype(dtype.computed_in())?;
+        let plan = {
+            let [q, k, v] = unpack(self);
+            Plan::of(&q, &k, &v, causal, scale)?
+        };
+        let qkv = self.to_dtype(compute_dtype(self, &plan, false))?;
         let views = unpack(&qkv.detach().contiguous()?);
-        let plan = Plan::of(&views[0], &views[1], &views[2], causal, scale)?;
         let shape: Dims = smallvec![b, h, s, d];
         let strides: Strides = smallvec![(s * h * d) as isize, d as isize, (h * d) as isize, 1];
         let (heads, lse) = on_device!(
             qkv,
             "attention",
-            for_real!(qkv.dtype(), "attention", T => cpu::forward::<T>(&plan, &views, None, shape, strides))
+            for_real!(qkv.dtype(), "attention", T => cpu::forward::<T>(&plan, &views, None, shape, strides)),
+            gpu::forward(&plan, &views, shape, strides, "attention"),
+            when gpu::takes(&plan, false)
         )?;
         let (flat, steps) = (smallvec![b, s, h * d], contiguous_strides(&[b, s, h * d]));
         let out = heads.view_as(flat, steps, 0, "attention");
@@ -90,6 +100,16 @@ impl Tensor {
 }
 
 const OP: &str = "scaled_dot_product_attention";
+
+/// The dtype that is computed in: the tensor's own where a kernel takes it.
+fn compute_dtype(t: &Tensor, plan: &Plan, mask: bool) -> DType {
+    let _ = (plan, mask);
+    #[cfg(gpu)]
+    if crate::gpu::on_gpu(t) && gpu::takes(plan, mask) {
+        return t.dtype();
+    }
+    t.dtype().computed_in()
+}
 
 /// Queries, keys and values `[B, H, S, D]` as views of a packed `[B, S, 3, H, D]`.
 fn unpack(qkv: &Tensor) -> [Tensor; 3] {
@@ -210,7 +230,19 @@ impl Backward for Attention {
         let grads = on_device!(
             grad,
             Self::NAME,
-            for_real!(grad.dtype(), Self::NAME, T => Ok(cpu::backward::<T>(saved, &grad, needs)))
+            for_real!(grad.dtype(), Self::NAME, T => Ok(cpu::backward::<T>(saved, &grad, needs))),
+            {
+                let made = saved.views.each_ref().map(|t| {
+                    let shape = Dims::from_slice(t.shape());
+                    let strides = like(t, &shape);
+                    crate::gpu::empty_strided(t, &shape, strides, t.dtype(), OP)
+                });
+                let [q, k, v] = made;
+                let (q, k, v) = (q?, k?, v?);
+                gpu::backward(saved, &grad, [&q, &k, &v], OP)?;
+                Ok([Some(q), Some(k), Some(v), None])
+            },
+            when gpu::takes(&saved.plan, saved.mask.is_some())
         )?;
         Ok(grads.into_iter().collect())
     }
@@ -230,7 +262,14 @@ impl Backward for Packed {
         let qkv = on_device!(
             grad,
             Self::NAME,
-            for_real!(grad.dtype(), Self::NAME, T => Ok(cpu::backward_packed::<T>(saved, &grad)))
+            for_real!(grad.dtype(), Self::NAME, T => Ok(cpu::backward_packed::<T>(saved, &grad))),
+            {
+                let qkv = crate::gpu::empty(&grad, &[b, s, 3, h, d], grad.dtype(), Self::NAME)?;
+                let parts = unpack(&qkv);
+                gpu::backward(saved, &grad, parts.each_ref(), Self::NAME)?;
+                Ok(qkv)
+            },
+            when gpu::takes(&saved.plan, false)
         )?;
         Ok(smallvec![Some(qkv)])
     }

@@ -36,7 +36,7 @@ pub(crate) fn elapsed_ms(index: usize, from: &Event, to: &Event) -> Result<f64> 
     let gpu = gpu(index)?;
     gpu.check("event", unsafe { cu::cuEventSynchronize(to.handle()) })?;
     let mut ms = 0f32;
-    let code = unsafe { cu::cuEventElapsedTime(&mut ms, from.handle(), to.handle()) };
+    let code = unsafe { cu::cuEventElapsedTime_v2(&mut ms, from.handle(), to.handle()) };
     gpu.check("cuEventElapsedTime", code)?;
     Ok(f64::from(ms))
 }

@@ -26,6 +26,8 @@ use std::{
 
 /// Devices that the crate counts to.
 const MOST: usize = 64;
+/// A call that an older driver does not have would be a panic.
+const OLDEST: i32 = 12080;
 
 /// What a device has for the life of the process. Handles of the driver are valid on every thread.
 struct Gpu {
@@ -98,7 +100,16 @@ fn start(index: usize) -> Result<Gpu, String> {
             CUresult::CUDA_ERROR_NO_DEVICE => return Err("the CUDA driver finds no GPU".into()),
             code => check("cuInit", code)?,
         }
-        let mut count = 0;
+        let (mut version, mut count) = (0, 0);
+        check("cuDriverGetVersion", cu::cuDriverGetVersion(&mut version))?;
+        if version < OLDEST {
+            let dotted = |v: i32| format!("{}.{}", v / 1000, v % 1000 / 10);
+            return Err(format!(
+                "the CUDA driver knows CUDA {} and older; {} is needed",
+                dotted(version),
+                dotted(OLDEST)
+            ));
+        }
         check("cuDeviceGetCount", cu::cuDeviceGetCount(&mut count))?;
         if index >= count as usize {
             return Err(format!("there are {count} GPUs"));

@@ -21,7 +21,7 @@ use cudarc::cublaslt::sys::{
     cublasLtMatrixLayoutAttribute_t as Layout, cublasStatus_t as Status, cudaDataType_t as Type,
 };
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     ffi::{CStr, c_void},
     ptr::null_mut,
     sync::PoisonError,
@@ -102,12 +102,13 @@ pub(crate) unsafe fn product(index: usize, p: &Product) -> Result<bool> {
     }
     let handle = plans.handle as lt::cublasLtHandle_t;
     let key = Key::new(p);
-    if !plans.plans.contains_key(&key) {
-        plans.plans.insert(key, unsafe { plan(handle, p, &key) }?);
-    }
-    match plans.plans.get(&key) {
-        Some(Some(plan)) => unsafe { run(gpu, handle, p, plan) }.map(|()| true),
-        _ => Ok(false),
+    let plan = match plans.plans.entry(key) {
+        Entry::Occupied(found) => found.into_mut(),
+        Entry::Vacant(place) => place.insert(unsafe { plan(handle, p, &key) }?),
+    };
+    match plan {
+        Some(plan) => unsafe { run(gpu, handle, p, plan) }.map(|()| true),
+        None => Ok(false),
     }
 }
 
