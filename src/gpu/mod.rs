@@ -16,9 +16,9 @@ mod timing;
 #[allow(unused_imports)]
 pub(crate) use bindings as sys;
 pub(crate) use driver::{Convolution, Image, open};
+pub use graph::{Graph, refill};
 #[allow(unused_imports)]
 pub(crate) use graph::{is_recording, touch};
-pub use graph::{Graph, refill};
 pub(crate) use host::{Upload, enter_host, is_on_host, leave_host, on_gpu, upload_fields};
 pub use host::{host_operations, reset_host_operations};
 #[allow(unused_imports)]
