@@ -38,7 +38,7 @@ void smalti_emulate_schedule(uint32_t seed);
 /* ---- elementwise ---- */
 
 /* Functions of one number; p and q are their constants. */
-enum {
+typedef enum {
   SMALTI_EXP, SMALTI_LOG, SMALTI_SQRT, SMALTI_RSQRT, SMALTI_TANH, SMALTI_SIGMOID, SMALTI_RELU, SMALTI_ABS,
   SMALTI_SQUARE, SMALTI_RECIP, SMALTI_ERF, SMALTI_SILU, SMALTI_GELU, SMALTI_GELU_TANH,
   SMALTI_SOFTPLUS, /* beta, threshold */
@@ -46,7 +46,7 @@ enum {
   SMALTI_CUBE,
   SMALTI_POW,      /* exponent */
   SMALTI_AFFINE    /* p * x + q; integers too */
-};
+} smalti_unary;
 /* y = f(x). Float types, and integers where it says so. */
 int32_t smalti_unary_forward(int32_t function, double p, double q, const smalti_view *x, const smalti_view *y, void *stream);
 /* dx from dy and what the forward saved (its input or its output, as src/ops/unary.rs has it). */
@@ -54,13 +54,13 @@ int32_t smalti_unary_backward(int32_t function, double p, double q, const smalti
                               const smalti_view *dx, void *stream);
 
 /* Functions of two numbers of one type. */
-enum {
+typedef enum {
   SMALTI_ADD, SMALTI_SUB, SMALTI_MUL, SMALTI_DIV, SMALTI_MAXIMUM, SMALTI_MINIMUM,
   SMALTI_POWER,
   SMALTI_SHARE,    /* 1 where a > b, 1/2 where equal, else 0; 1 beside NaN */
   SMALTI_EQ, SMALTI_NE, SMALTI_LT, SMALTI_LE, SMALTI_GT, SMALTI_GE, /* to bool */
   SMALTI_AND, SMALTI_OR                                             /* of bools */
-};
+} smalti_binary_function;
 /* y = f(a, b); operands of one shape, broadcast by stride 0. */
 int32_t smalti_binary(int32_t function, const smalti_view *a, const smalti_view *b, const smalti_view *y, void *stream);
 /* y = condition ? a : b. */

@@ -29,26 +29,26 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn smalti_emulate_schedule(seed: u32);
 }
-pub const SMALTI_EXP: _bindgen_ty_3 = 0;
-pub const SMALTI_LOG: _bindgen_ty_3 = 1;
-pub const SMALTI_SQRT: _bindgen_ty_3 = 2;
-pub const SMALTI_RSQRT: _bindgen_ty_3 = 3;
-pub const SMALTI_TANH: _bindgen_ty_3 = 4;
-pub const SMALTI_SIGMOID: _bindgen_ty_3 = 5;
-pub const SMALTI_RELU: _bindgen_ty_3 = 6;
-pub const SMALTI_ABS: _bindgen_ty_3 = 7;
-pub const SMALTI_SQUARE: _bindgen_ty_3 = 8;
-pub const SMALTI_RECIP: _bindgen_ty_3 = 9;
-pub const SMALTI_ERF: _bindgen_ty_3 = 10;
-pub const SMALTI_SILU: _bindgen_ty_3 = 11;
-pub const SMALTI_GELU: _bindgen_ty_3 = 12;
-pub const SMALTI_GELU_TANH: _bindgen_ty_3 = 13;
-pub const SMALTI_SOFTPLUS: _bindgen_ty_3 = 14;
-pub const SMALTI_CLAMP: _bindgen_ty_3 = 15;
-pub const SMALTI_CUBE: _bindgen_ty_3 = 16;
-pub const SMALTI_POW: _bindgen_ty_3 = 17;
-pub const SMALTI_AFFINE: _bindgen_ty_3 = 18;
-pub type _bindgen_ty_3 = ::core::ffi::c_uint;
+pub const SMALTI_EXP: smalti_unary = 0;
+pub const SMALTI_LOG: smalti_unary = 1;
+pub const SMALTI_SQRT: smalti_unary = 2;
+pub const SMALTI_RSQRT: smalti_unary = 3;
+pub const SMALTI_TANH: smalti_unary = 4;
+pub const SMALTI_SIGMOID: smalti_unary = 5;
+pub const SMALTI_RELU: smalti_unary = 6;
+pub const SMALTI_ABS: smalti_unary = 7;
+pub const SMALTI_SQUARE: smalti_unary = 8;
+pub const SMALTI_RECIP: smalti_unary = 9;
+pub const SMALTI_ERF: smalti_unary = 10;
+pub const SMALTI_SILU: smalti_unary = 11;
+pub const SMALTI_GELU: smalti_unary = 12;
+pub const SMALTI_GELU_TANH: smalti_unary = 13;
+pub const SMALTI_SOFTPLUS: smalti_unary = 14;
+pub const SMALTI_CLAMP: smalti_unary = 15;
+pub const SMALTI_CUBE: smalti_unary = 16;
+pub const SMALTI_POW: smalti_unary = 17;
+pub const SMALTI_AFFINE: smalti_unary = 18;
+pub type smalti_unary = ::core::ffi::c_uint;
 unsafe extern "C" {
     pub fn smalti_unary_forward(
         function: i32,
@@ -70,23 +70,23 @@ unsafe extern "C" {
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }
-pub const SMALTI_ADD: _bindgen_ty_4 = 0;
-pub const SMALTI_SUB: _bindgen_ty_4 = 1;
-pub const SMALTI_MUL: _bindgen_ty_4 = 2;
-pub const SMALTI_DIV: _bindgen_ty_4 = 3;
-pub const SMALTI_MAXIMUM: _bindgen_ty_4 = 4;
-pub const SMALTI_MINIMUM: _bindgen_ty_4 = 5;
-pub const SMALTI_POWER: _bindgen_ty_4 = 6;
-pub const SMALTI_SHARE: _bindgen_ty_4 = 7;
-pub const SMALTI_EQ: _bindgen_ty_4 = 8;
-pub const SMALTI_NE: _bindgen_ty_4 = 9;
-pub const SMALTI_LT: _bindgen_ty_4 = 10;
-pub const SMALTI_LE: _bindgen_ty_4 = 11;
-pub const SMALTI_GT: _bindgen_ty_4 = 12;
-pub const SMALTI_GE: _bindgen_ty_4 = 13;
-pub const SMALTI_AND: _bindgen_ty_4 = 14;
-pub const SMALTI_OR: _bindgen_ty_4 = 15;
-pub type _bindgen_ty_4 = ::core::ffi::c_uint;
+pub const SMALTI_ADD: smalti_binary_function = 0;
+pub const SMALTI_SUB: smalti_binary_function = 1;
+pub const SMALTI_MUL: smalti_binary_function = 2;
+pub const SMALTI_DIV: smalti_binary_function = 3;
+pub const SMALTI_MAXIMUM: smalti_binary_function = 4;
+pub const SMALTI_MINIMUM: smalti_binary_function = 5;
+pub const SMALTI_POWER: smalti_binary_function = 6;
+pub const SMALTI_SHARE: smalti_binary_function = 7;
+pub const SMALTI_EQ: smalti_binary_function = 8;
+pub const SMALTI_NE: smalti_binary_function = 9;
+pub const SMALTI_LT: smalti_binary_function = 10;
+pub const SMALTI_LE: smalti_binary_function = 11;
+pub const SMALTI_GT: smalti_binary_function = 12;
+pub const SMALTI_GE: smalti_binary_function = 13;
+pub const SMALTI_AND: smalti_binary_function = 14;
+pub const SMALTI_OR: smalti_binary_function = 15;
+pub type smalti_binary_function = ::core::ffi::c_uint;
 unsafe extern "C" {
     pub fn smalti_binary(
         function: i32,
@@ -134,15 +134,15 @@ unsafe extern "C" {
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }
-pub const SMALTI_SUM: _bindgen_ty_5 = 0;
-pub const SMALTI_PROD: _bindgen_ty_5 = 1;
-pub const SMALTI_MAX: _bindgen_ty_5 = 2;
-pub const SMALTI_MIN: _bindgen_ty_5 = 3;
-pub const SMALTI_NORM: _bindgen_ty_5 = 4;
-pub const SMALTI_LOGSUMEXP: _bindgen_ty_5 = 5;
-pub const SMALTI_VAR: _bindgen_ty_5 = 6;
-pub const SMALTI_STD: _bindgen_ty_5 = 7;
-pub type _bindgen_ty_5 = ::core::ffi::c_uint;
+pub const SMALTI_SUM: _bindgen_ty_3 = 0;
+pub const SMALTI_PROD: _bindgen_ty_3 = 1;
+pub const SMALTI_MAX: _bindgen_ty_3 = 2;
+pub const SMALTI_MIN: _bindgen_ty_3 = 3;
+pub const SMALTI_NORM: _bindgen_ty_3 = 4;
+pub const SMALTI_LOGSUMEXP: _bindgen_ty_3 = 5;
+pub const SMALTI_VAR: _bindgen_ty_3 = 6;
+pub const SMALTI_STD: _bindgen_ty_3 = 7;
+pub type _bindgen_ty_3 = ::core::ffi::c_uint;
 unsafe extern "C" {
     pub fn smalti_reduce_workspace(op: i32, x: *const smalti_view, y: *const smalti_view) -> i64;
 }
@@ -276,14 +276,14 @@ unsafe extern "C" {
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }
-pub const SMALTI_MSE: _bindgen_ty_6 = 0;
-pub const SMALTI_L1: _bindgen_ty_6 = 1;
-pub const SMALTI_SMOOTH_L1: _bindgen_ty_6 = 2;
-pub const SMALTI_HUBER: _bindgen_ty_6 = 3;
-pub const SMALTI_KL_DIV: _bindgen_ty_6 = 4;
-pub const SMALTI_KL_DIV_LOG: _bindgen_ty_6 = 5;
-pub const SMALTI_BCE_WITH_LOGITS: _bindgen_ty_6 = 6;
-pub type _bindgen_ty_6 = ::core::ffi::c_uint;
+pub const SMALTI_MSE: _bindgen_ty_4 = 0;
+pub const SMALTI_L1: _bindgen_ty_4 = 1;
+pub const SMALTI_SMOOTH_L1: _bindgen_ty_4 = 2;
+pub const SMALTI_HUBER: _bindgen_ty_4 = 3;
+pub const SMALTI_KL_DIV: _bindgen_ty_4 = 4;
+pub const SMALTI_KL_DIV_LOG: _bindgen_ty_4 = 5;
+pub const SMALTI_BCE_WITH_LOGITS: _bindgen_ty_4 = 6;
+pub type _bindgen_ty_4 = ::core::ffi::c_uint;
 unsafe extern "C" {
     pub fn smalti_loss_workspace(x: *const smalti_view) -> i64;
 }

@@ -5,6 +5,7 @@
 #[allow(dead_code)]
 pub(crate) mod bindings;
 mod driver;
+pub(crate) mod elementwise;
 mod graph;
 mod host;
 mod known;

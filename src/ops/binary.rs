@@ -1,5 +1,7 @@
 //! Arithmetic on two broadcast tensors, as a table.
 
+#[cfg(gpu)]
+use crate::gpu::{elementwise as gpu, sys};
 use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
@@ -8,15 +10,23 @@ use crate::{
 };
 use smallvec::smallvec;
 
-/// Both operands as the dtype in which they meet.
+/// Both operands as the dtype in which they meet. A single number comes to where the other one is.
 pub(super) fn promoted(a: &Tensor, b: &Tensor) -> Result<(Tensor, Tensor)> {
     let dtype = a.dtype().promote(b.dtype());
-    Ok((a.to_dtype(dtype)?, b.to_dtype(dtype)?))
+    let (a, b) = (a.to_dtype(dtype)?, b.to_dtype(dtype)?);
+    if a.device() == b.device() || crate::device::is_on_host() {
+        return Ok((a, b));
+    }
+    match (a.numel(), b.numel()) {
+        (_, 1) => Ok((a.clone(), b.to_device(a.device())?)),
+        (1, _) => Ok((a.to_device(b.device())?, b)),
+        _ => Ok((a, b)),
+    }
 }
 
 /// Floats compute in their accumulator type, integers in i64.
 macro_rules! arithmetic {
-    ($op:expr, $a:expr, $b:expr, |$x:ident, $y:ident| $float:expr, $int:expr) => {{
+    ($op:expr, $code:ident, $a:expr, $b:expr, |$x:ident, $y:ident| $float:expr, $int:expr) => {{
         let (a, b) = promoted($a, $b)?;
         on_device!(a, $op, match a.dtype() {
             DType::Bool => crate::bail!($op, "needs numbers, got two bool tensors"),
@@ -24,6 +34,9 @@ macro_rules! arithmetic {
                 elementwise::map2($op, &a, &b, |$x: T, $y: T| $float)
             }),
             _ => elementwise::map2($op, &a, &b, |$x: i64, $y: i64| $int),
+        }, {
+            crate::ensure!(a.dtype() != DType::Bool, $op, "needs numbers, got two bool tensors");
+            gpu::map2($op, sys::$code, &a, &b, a.dtype())
         })?
     }};
 }
@@ -35,7 +48,7 @@ impl Tensor {
     /// If the shapes do not broadcast.
     #[track_caller]
     pub fn add(&self, other: &Tensor) -> Result<Tensor> {
-        let y = arithmetic!("add", self, other, |a, b| a + b, a.wrapping_add(b));
+        let y = arithmetic!("add", SMALTI_ADD, self, other, |a, b| a + b, a.wrapping_add(b));
         y.record([self, other], Add)
     }
 
@@ -45,7 +58,7 @@ impl Tensor {
     /// If the shapes do not broadcast.
     #[track_caller]
     pub fn sub(&self, other: &Tensor) -> Result<Tensor> {
-        let y = arithmetic!("sub", self, other, |a, b| a - b, a.wrapping_sub(b));
+        let y = arithmetic!("sub", SMALTI_SUB, self, other, |a, b| a - b, a.wrapping_sub(b));
         y.record([self, other], Sub)
     }
 
@@ -55,7 +68,7 @@ impl Tensor {
     /// If the shapes do not broadcast.
     #[track_caller]
     pub fn mul(&self, other: &Tensor) -> Result<Tensor> {
-        let y = arithmetic!("mul", self, other, |a, b| a * b, a.wrapping_mul(b));
+        let y = arithmetic!("mul", SMALTI_MUL, self, other, |a, b| a * b, a.wrapping_mul(b));
         y.record([self, other], Mul { a: saved(self, other), b: saved(other, self) })
     }
 
@@ -68,7 +81,7 @@ impl Tensor {
         if !self.dtype().is_float() && !other.dtype().is_float() {
             return self.to_dtype(DType::F32)?.div(other);
         }
-        let y = arithmetic!("div", self, other, |a, b| a / b, a / b);
+        let y = arithmetic!("div", SMALTI_DIV, self, other, |a, b| a / b, a / b);
         y.record([self, other], Div { a: saved(self, other), b: other.clone() })
     }
 
@@ -84,7 +97,8 @@ impl Tensor {
                     DType::F32 => elementwise::update(&mut self, other, |a: f32, b: f32| a + b),
                     DType::F64 => elementwise::update(&mut self, other, |a: f64, b: f64| a + b),
                     _ => false,
-                })
+                }),
+                gpu::add_in_place("add", &mut self, other)
             )?;
         if done { Ok(self) } else { self.add(other) }
     }
@@ -154,7 +168,8 @@ impl Backward for Div {
                 Self::NAME,
                 for_computed!(grad.dtype(), Self::NAME, T => {
                     elementwise::map3(Self::NAME, grad, &a, &b, |g: T, a: T, b: T| -(g * (a / b / b)))
-                })
+                }),
+                grad.mul(&a.div(&b)?.div(&b)?)?.neg()
             )
         })?;
         Ok(smallvec![a, b])
@@ -162,7 +177,7 @@ impl Backward for Div {
 }
 
 macro_rules! comparison {
-    ($($(#[$doc:meta])* $name:ident($op:tt))+) => {
+    ($($(#[$doc:meta])* $name:ident($op:tt) as $code:ident)+) => {
         impl Tensor {$(
             $(#[$doc])*
             ///
@@ -177,7 +192,7 @@ macro_rules! comparison {
                         elementwise::map2(op, &a, &b, |x: T, y: T| x $op y)
                     }),
                     _ => elementwise::map2(op, &a, &b, |x: i64, y: i64| x $op y),
-                })
+                }, gpu::map2(op, sys::$code, &a, &b, DType::Bool))
             }
         )+}
     };
@@ -185,15 +200,15 @@ macro_rules! comparison {
 
 comparison! {
     /// self == other, as bool.
-    eq(==)
+    eq(==) as SMALTI_EQ
     /// self != other, as bool.
-    ne(!=)
+    ne(!=) as SMALTI_NE
     /// self < other, as bool.
-    lt(<)
+    lt(<) as SMALTI_LT
     /// self <= other, as bool.
-    le(<=)
+    le(<=) as SMALTI_LE
     /// self > other, as bool.
-    gt(>)
+    gt(>) as SMALTI_GT
     /// self >= other, as bool.
-    ge(>=)
+    ge(>=) as SMALTI_GE
 }

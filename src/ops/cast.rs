@@ -28,7 +28,8 @@ impl Tensor {
                 DType::F64 => convert::<f64>(self, dtype),
                 DType::I64 | DType::I32 => convert::<i64>(self, dtype),
                 DType::U8 | DType::Bool => convert::<u8>(self, dtype),
-            })
+            }),
+            crate::gpu::elementwise::cast("to_dtype", self, dtype)
         )?;
         if dtype.is_float() { y.record([self], Cast { from: self.dtype() }) } else { Ok(y) }
     }

@@ -57,7 +57,8 @@ fn affine(x: &Tensor, op: &'static str, mul: f64, add: f64) -> Result<Tensor> {
             for_computed!(x.dtype(), op, T => Ok(cpu::float::<T>(op, x, mul, add)))
         } else {
             Ok(cpu::integer(op, x, mul as i64, add as i64))
-        }
+        },
+        crate::gpu::elementwise::map(op, (crate::gpu::sys::SMALTI_AFFINE, [mul, add]), x)
     )?;
     y.record([x], Affine { mul })
 }

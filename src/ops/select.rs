@@ -1,6 +1,8 @@
 //! The larger, the smaller, one or the other by a condition; boolean logic; the power of two tensors.
 
 use super::binary::promoted;
+#[cfg(gpu)]
+use crate::gpu::{elementwise as gpu, sys};
 use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
@@ -27,7 +29,8 @@ impl Tensor {
                 })
             } else {
                 elementwise::map2("maximum", &a, &b, |x: i64, y: i64| x.max(y))
-            }
+            },
+            gpu::map2("maximum", sys::SMALTI_MAXIMUM, &a, &b, a.dtype())
         )?;
         y.record([self, other], Extremum { larger: a.detach(), smaller: b.detach() })
     }
@@ -48,7 +51,8 @@ impl Tensor {
                 })
             } else {
                 elementwise::map2("minimum", &a, &b, |x: i64, y: i64| x.min(y))
-            }
+            },
+            gpu::map2("minimum", sys::SMALTI_MINIMUM, &a, &b, a.dtype())
         )?;
         // the input that wins where it is the smaller one
         y.record([other, self], Extremum { larger: a.detach(), smaller: b.detach() })
@@ -63,7 +67,7 @@ impl Tensor {
         let op = "where_cond";
         ensure!(self.dtype() == DType::Bool, op, "the condition is {}, needs bool", self.dtype());
         let (x, y) = promoted(a, b)?;
-        let result = on_device!(x, op, elementwise::select(op, self, &x, &y))?;
+        let result = on_device!(x, op, elementwise::select(op, self, &x, &y), gpu::select(op, self, &x, &y))?;
         result.record([a, b], Where { condition: self.clone() })
     }
 
@@ -80,7 +84,16 @@ impl Tensor {
             "pow",
             for_computed!(a.dtype(), "pow", T => {
                 elementwise::map2("pow", &a, &b, |x: T, e: T| x.powf(e))
-            })
+            }),
+            {
+                ensure!(
+                    a.dtype().is_float(),
+                    "pow",
+                    "needs a float tensor (f32, bf16, f16, f64), got {}",
+                    a.dtype()
+                );
+                gpu::map2("pow", sys::SMALTI_POWER, &a, &b, a.dtype())
+            }
         )?;
         y.record([self, exponent], Pow { base: a, exponent: b })
     }
@@ -92,7 +105,12 @@ impl Tensor {
     #[track_caller]
     pub fn logical_not(&self) -> Result<Tensor> {
         let x = self.to_dtype(DType::Bool)?;
-        on_device!(x, "logical_not", Ok(elementwise::map("logical_not", &x, |x: bool| !x)))
+        on_device!(
+            x,
+            "logical_not",
+            Ok(elementwise::map("logical_not", &x, |x: bool| !x)),
+            x.eq(&x.zeros_like()?)
+        )
     }
 
     /// Are both true (not 0)? Broadcast.
@@ -102,7 +120,12 @@ impl Tensor {
     #[track_caller]
     pub fn logical_and(&self, other: &Tensor) -> Result<Tensor> {
         let (a, b) = (self.to_dtype(DType::Bool)?, other.to_dtype(DType::Bool)?);
-        on_device!(a, "logical_and", elementwise::map2("logical_and", &a, &b, |x: bool, y: bool| x & y))
+        on_device!(
+            a,
+            "logical_and",
+            elementwise::map2("logical_and", &a, &b, |x: bool, y: bool| x & y),
+            gpu::map2("logical_and", sys::SMALTI_AND, &a, &b, DType::Bool)
+        )
     }
 
     /// Is either true (not 0)? Broadcast.
@@ -112,7 +135,12 @@ impl Tensor {
     #[track_caller]
     pub fn logical_or(&self, other: &Tensor) -> Result<Tensor> {
         let (a, b) = (self.to_dtype(DType::Bool)?, other.to_dtype(DType::Bool)?);
-        on_device!(a, "logical_or", elementwise::map2("logical_or", &a, &b, |x: bool, y: bool| x | y))
+        on_device!(
+            a,
+            "logical_or",
+            elementwise::map2("logical_or", &a, &b, |x: bool, y: bool| x | y),
+            gpu::map2("logical_or", sys::SMALTI_OR, &a, &b, DType::Bool)
+        )
     }
 }
 
@@ -125,7 +153,12 @@ impl Extremum {
     /// The share of input `i`: 1, 1/2 or 0 (and 1 beside NaN, as PyTorch has it).
     fn share(&self, i: usize) -> Result<Tensor> {
         let (a, b) = if i == 0 { (&self.larger, &self.smaller) } else { (&self.smaller, &self.larger) };
-        on_device!(a, Self::NAME, for_computed!(a.dtype(), Self::NAME, T => cpu::share::<T>(a, b)))
+        on_device!(
+            a,
+            Self::NAME,
+            for_computed!(a.dtype(), Self::NAME, T => cpu::share::<T>(a, b)),
+            gpu::map2(Self::NAME, sys::SMALTI_SHARE, a, b, a.dtype())
+        )
     }
 }
 impl Backward for Extremum {
@@ -143,7 +176,7 @@ impl Backward for Where {
     const NAME: &'static str = "where_cond";
     const TWICE: bool = true;
     fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
-        let zero = Tensor::zeros((), grad.dtype())?;
+        let zero = grad.zeros_like()?;
         Ok(smallvec![
             ctx.grad(0, || self.condition.where_cond(grad, &zero))?,
             ctx.grad(1, || self.condition.where_cond(&zero, grad))?
@@ -160,7 +193,7 @@ impl Backward for Pow {
     const TWICE: bool = true;
     fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
         let (x, e) = (&self.base, &self.exponent);
-        let zero = Tensor::zeros((), grad.dtype())?;
+        let zero = grad.zeros_like()?;
         let base = ctx.grad(0, || {
             let slope = e.mul(&x.pow(&e.add_scalar(-1.0)?)?)?;
             e.eq(&zero)?.where_cond(&zero, &grad.mul(&slope)?)

@@ -1,6 +1,8 @@
 //! Operations on each element, as a table: one line of code forward, one backward, and the backward once more
 //! in tensor operations for second derivatives. Each saves its input or its output, whichever is named.
 
+#[cfg(gpu)]
+use crate::gpu::{elementwise as gpu, sys};
 use crate::{
     DType, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
@@ -21,6 +23,9 @@ trait Function: Copy + Send + Sync + 'static {
     fn df<R: Real>(self, g: R, saved: R) -> R;
     /// The same in tensor operations.
     fn df_tensor(self, g: &Tensor, saved: &Tensor) -> Result<Tensor>;
+    /// The kernel's name of the function, and its constants.
+    #[cfg(gpu)]
+    fn code(self) -> gpu::Code;
 }
 
 fn apply<F: Function>(x: &Tensor, f: F) -> Result<Tensor> {
@@ -34,10 +39,19 @@ fn apply<F: Function>(x: &Tensor, f: F) -> Result<Tensor> {
                 #[inline(always)]
                 move |v: T| f.f(v),
             ))
-        })
+        }),
+        gpu::map(F::NAME, float(F::NAME, f.code(), x)?, x)
     )?;
     let saved = if F::FROM_OUTPUT { y.clone() } else { x.clone() };
     y.record([x], Unary { f, saved })
+}
+
+/// The kernels know `clamp` of integers too, which is not what a [`Function`] is asked for.
+#[cfg(gpu)]
+#[track_caller]
+fn float(op: &'static str, code: gpu::Code, x: &Tensor) -> Result<gpu::Code> {
+    crate::ensure!(x.dtype().is_float(), op, "needs a float tensor (f32, bf16, f16, f64), got {}", x.dtype());
+    Ok(code)
 }
 
 struct Unary<F> {
@@ -66,7 +80,8 @@ impl<F: Function> Backward for Unary<F> {
                         #[inline(always)]
                         move |g: T, s: T| f.df(g, s),
                     )
-                })
+                }),
+                gpu::map_backward(F::NAME, f.code(), grad, &self.saved)
             )?
         };
         Ok(smallvec![Some(dx)])
@@ -74,7 +89,7 @@ impl<F: Function> Backward for Unary<F> {
 }
 
 macro_rules! unary {
-    ($($(#[$doc:meta])* $name:ident($saved:ident) $struct:ident {
+    ($($(#[$doc:meta])* $name:ident($saved:ident) $struct:ident as $code:ident {
         f: |$x:ident| $f:expr,
         df: |$g:ident, $s:ident| $df:expr,
         tensor: |$tg:ident, $ts:ident| $tensor:expr $(,)?
@@ -100,6 +115,8 @@ macro_rules! unary {
                 #[inline(always)]
                 fn df<R: Real>(self, $g: R, $s: R) -> R { $df }
                 fn df_tensor(self, $tg: &Tensor, $ts: &Tensor) -> Result<Tensor> { $tensor }
+                #[cfg(gpu)]
+                fn code(self) -> gpu::Code { (sys::$code, [0.0; 2]) }
             }
         )+
     };
@@ -109,48 +126,48 @@ macro_rules! unary {
 
 unary! {
     /// e^x
-    exp(output) Exp { f: |x| x.exp(), df: |g, y| g * y, tensor: |g, y| g.mul(y) }
+    exp(output) Exp as SMALTI_EXP { f: |x| x.exp(), df: |g, y| g * y, tensor: |g, y| g.mul(y) }
 
     /// Natural logarithm.
-    log(input) Log { f: |x| x.ln(), df: |g, x| g / x, tensor: |g, x| g.div(x) }
+    log(input) Log as SMALTI_LOG { f: |x| x.ln(), df: |g, x| g / x, tensor: |g, x| g.div(x) }
 
     /// Square root.
-    sqrt(output) Sqrt {
+    sqrt(output) Sqrt as SMALTI_SQRT {
         f: |x| x.sqrt(),
         df: |g, y| g / (y + y),
         tensor: |g, y| g.div(&y.mul_scalar(2.0)?)
     }
 
     /// 1 / sqrt(x)
-    rsqrt(output) Rsqrt {
+    rsqrt(output) Rsqrt as SMALTI_RSQRT {
         f: |x| R::ONE / x.sqrt(),
         df: |g, y| g * R::of(-0.5) * y * y * y,
         tensor: |g, y| g.mul(&y.mul(y)?.mul(y)?)?.mul_scalar(-0.5)
     }
 
     /// Hyperbolic tangent.
-    tanh(output) Tanh {
+    tanh(output) Tanh as SMALTI_TANH {
         f: |x| x.tanh(),
         df: |g, y| g * (R::ONE - y * y),
         tensor: |g, y| g.sub(&g.mul(&y.mul(y)?)?)
     }
 
     /// 1 / (1 + e^-x)
-    sigmoid(output) Sigmoid {
+    sigmoid(output) Sigmoid as SMALTI_SIGMOID {
         f: |x| R::ONE / (R::ONE + (-x).exp()),
         df: |g, y| g * y * (R::ONE - y),
         tensor: |g, y| g.mul(&y.sub(&y.mul(y)?)?)
     }
 
     /// x where positive, else 0; its derivative at 0 is 0.
-    relu(output) Relu {
+    relu(output) Relu as SMALTI_RELU {
         f: |x| if x > R::ZERO || x.is_nan() { x } else { R::ZERO },
         df: |g, y| if y > R::ZERO { g } else { R::ZERO },
         tensor: |g, y| g.mul(&y.gt(&y.zeros_like()?)?.to_dtype(g.dtype())?)
     }
 
     /// |x|; its derivative at 0 is 0.
-    abs(input) Abs {
+    abs(input) Abs as SMALTI_ABS {
         f: |x| x.abs(),
         df: |g, x| if x > R::ZERO { g } else if x < R::ZERO { -g } else { x * R::ZERO },
         tensor: |g, x| {
@@ -161,28 +178,28 @@ unary! {
     }
 
     /// x * x
-    square(input) Square {
+    square(input) Square as SMALTI_SQUARE {
         f: |x| x * x,
         df: |g, x| g * (x + x),
         tensor: |g, x| g.mul(x)?.mul_scalar(2.0)
     }
 
     /// 1 / x
-    recip(output) Recip {
+    recip(output) Recip as SMALTI_RECIP {
         f: |x| R::ONE / x,
         df: |g, y| -(g * y * y),
         tensor: |g, y| g.mul(&y.mul(y)?)?.neg()
     }
 
     /// Error function: 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x.
-    erf(input) Erf {
+    erf(input) Erf as SMALTI_ERF {
         f: |x| x.erf(),
         df: |g, x| g * R::of(FRAC_2_SQRT_PI) * (-(x * x)).exp(),
         tensor: |g, x| g.mul(&x.square()?.neg()?.exp()?)?.mul_scalar(FRAC_2_SQRT_PI)
     }
 
     /// x sigmoid(x), also called swish.
-    silu(input) Silu {
+    silu(input) Silu as SMALTI_SILU {
         f: |x| x / (R::ONE + (-x).exp()),
         df: |g, x| {
             let s = R::ONE / (R::ONE + (-x).exp());
@@ -196,7 +213,7 @@ unary! {
 
     /// x Phi(x), with Phi the distribution function of the normal distribution: the GELU of Hendrycks & Gimpel
     /// (2016), exact, by the error function.
-    gelu(input) Gelu {
+    gelu(input) Gelu as SMALTI_GELU {
         // Written with the tail of |x|, so that nothing cancels for negative x. It is 0 beyond 38.
         f: |x| {
             let (tail, _) = x.normal();
@@ -216,7 +233,7 @@ unary! {
     }
 
     /// The GELU by its approximation x sigmoid(2u) = x (1 + tanh u) / 2, u = sqrt(2 / pi) (x + 0.044715 x^3).
-    gelu_tanh(input) GeluTanh {
+    gelu_tanh(input) GeluTanh as SMALTI_GELU_TANH {
         f: |x| {
             let u = x * (x * x).mul_add(R::of(TANH_CUBIC), R::of(TANH_LINEAR));
             x / (R::ONE + (-(u + u)).exp())
@@ -265,8 +282,13 @@ impl Tensor {
         }
         crate::ensure!(self.dtype() != DType::Bool, "clamp", "needs numbers, got bool");
         // the conversions saturate, so that an absent bound is the end of the range
-        let (min, max) = (min.ceil() as i64, max.floor() as i64);
-        on_device!(self, "clamp", Ok(elementwise::map("clamp", self, move |v: i64| v.max(min).min(max))))
+        let (low, high) = (min.ceil() as i64, max.floor() as i64);
+        on_device!(
+            self,
+            "clamp",
+            Ok(elementwise::map("clamp", self, move |v: i64| v.max(low).min(high))),
+            gpu::map("clamp", (sys::SMALTI_CLAMP, [min, max]), self)
+        )
     }
 
     /// x^exponent with a constant exponent.
@@ -311,6 +333,10 @@ impl Function for Softplus {
         let linear = z.gt(&Tensor::full((), self.threshold, z.dtype())?)?;
         linear.where_cond(g, &g.mul(&z.sigmoid()?)?)
     }
+    #[cfg(gpu)]
+    fn code(self) -> gpu::Code {
+        (sys::SMALTI_SOFTPLUS, [self.beta, self.threshold])
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -325,7 +351,8 @@ impl Clamp {
             "clamp",
             for_computed!(x.dtype(), "clamp", T => {
                 Ok(elementwise::map("clamp", x, move |v: T| self.df(T::ONE, v)))
-            })
+            }),
+            gpu::map_backward("clamp", self.code(), &x.full_like(1.0)?, x)
         )
     }
 }
@@ -349,6 +376,10 @@ impl Function for Clamp {
         let slope = crate::no_grad(|| self.slope(x))?;
         g.mul(&slope)
     }
+    #[cfg(gpu)]
+    fn code(self) -> gpu::Code {
+        (sys::SMALTI_CLAMP, [self.min, self.max])
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -366,6 +397,10 @@ impl Function for Cube {
     }
     fn df_tensor(self, g: &Tensor, x: &Tensor) -> Result<Tensor> {
         g.mul(&x.square()?)?.mul_scalar(3.0)
+    }
+    #[cfg(gpu)]
+    fn code(self) -> gpu::Code {
+        (sys::SMALTI_CUBE, [0.0; 2])
     }
 }
 
@@ -393,6 +428,10 @@ impl Function for PowScalar {
             return g.zeros_like();
         }
         g.mul(&x.pow_scalar(self.exponent - 1.0)?)?.mul_scalar(self.exponent)
+    }
+    #[cfg(gpu)]
+    fn code(self) -> gpu::Code {
+        (sys::SMALTI_POW, [self.exponent, 0.0])
     }
 }
 

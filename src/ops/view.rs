@@ -83,7 +83,8 @@ impl Tensor {
         let y = on_device!(
             self,
             "contiguous",
-            for_dtype!(self.dtype(), T => Ok(elementwise::contiguous::<T>(self, "contiguous")))
+            for_dtype!(self.dtype(), T => Ok(elementwise::contiguous::<T>(self, "contiguous"))),
+            crate::gpu::elementwise::contiguous("contiguous", self)
         )?;
         y.record([self], Contiguous)
     }
@@ -365,7 +366,8 @@ impl Tensor {
         let y = on_device!(
             self,
             "slice",
-            for_dtype!(self.dtype(), T => Ok(cpu::unslice::<T>(self, from, dim, start, step)))
+            for_dtype!(self.dtype(), T => Ok(cpu::unslice::<T>(self, from, dim, start, step))),
+            gpu::unslice(self, from, dim, start, step)
         )?;
         y.record([self], Unslice { length: self.shape()[dim], dim, start, step })
     }
@@ -382,6 +384,21 @@ impl Backward for Unslice {
     const TWICE: bool = true;
     fn backward(&self, grad: &Tensor, _: &Ctx) -> Result<Grads> {
         Ok(smallvec![Some(grad.step_slice("slice", self.dim, self.start, self.length, self.step)?)])
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::{Device, gpu::elementwise};
+
+    pub fn unslice(grad: &Tensor, from: &[usize], dim: usize, start: usize, step: usize) -> Result<Tensor> {
+        let Device::Cuda(index) = grad.device() else {
+            return Err(crate::Error::msg("slice: internal: no GPU"));
+        };
+        let y = elementwise::full("slice", index, from, 0.0, grad.dtype())?;
+        elementwise::copy("slice", grad, &y.step_slice("slice", dim, start, grad.shape()[dim], step)?)?;
+        Ok(y)
     }
 }
 
