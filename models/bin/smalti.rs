@@ -19,9 +19,9 @@ struct Cli {
     /// Number of threads; all cores if not given. Results do not depend on it.
     #[arg(long, global = true, value_name = "N")]
     threads: Option<usize>,
-    /// cpu, or cuda:N
-    #[arg(long, global = true, default_value = "cpu")]
-    device: String,
+    /// cpu, or cuda:N in a build with the feature `cuda` (or `emulate`); cpu if not given
+    #[arg(long, global = true, value_name = "DEVICE")]
+    device: Option<String>,
     #[command(subcommand)]
     command: Command,
 }
@@ -62,9 +62,8 @@ fn main() -> ExitCode {
 
 fn run(cli: &Cli) -> Result<ExitCode> {
     set_threads(cli.threads)?;
-    match Device::parse(&cli.device)? {
-        Device::Cpu => {}
-        device => return Err(Error::msg(format!("--device {device}: training runs on the CPU so far"))),
+    if let Some(device) = &cli.device {
+        Device::parse(device)?.set_default();
     }
     match &cli.command {
         Command::Train { what } => train::run(what),

@@ -279,3 +279,34 @@ fn interrupted_and_resumed_evaluations() {
         );
     }
 }
+
+/// The same run on the GPU that is emulated: losses agree to rounding.
+#[cfg(feature = "emulate")]
+#[test]
+fn training_on_the_emulated_gpu() {
+    let folder = folder();
+    let losses = |device: &str, out: &str| -> Vec<f64> {
+        let settings = ["epochs=2", "warmup_epochs=1"]
+            .map(|s| format!("schedule.{s}"))
+            .into_iter()
+            .chain(["depth=1", "embed_dim=16", "decoder_depth=1"].map(|s| format!("model.{s}")));
+        let settings: Vec<String> = settings.flat_map(|s| ["--set".to_owned(), s]).collect();
+        let mut run = vec!["train", "mae", "--device", device, "--out", out];
+        run.extend(settings.iter().map(String::as_str));
+        let output = smalti(&run, folder.path());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let log = fs::read_to_string(folder.path().join(out).join("metrics.jsonl")).unwrap();
+        let values = log.lines().filter_map(|line| {
+            serde_json::from_str::<serde_json::Value>(line)
+                .unwrap()
+                .get("loss")
+                .and_then(|loss| loss.as_f64())
+        });
+        values.collect()
+    };
+    let (cpu, gpu) = (losses("cpu", "on-cpu"), losses("cuda:0", "on-gpu"));
+    assert!(cpu.len() > 3 && cpu.len() == gpu.len(), "{} and {} losses", cpu.len(), gpu.len());
+    for (step, (a, b)) in cpu.iter().zip(&gpu).enumerate() {
+        assert!((a - b).abs() <= 1e-5 * a.abs().max(1.0), "entry {step}: {a} on the CPU, {b} on the GPU");
+    }
+}

@@ -1,6 +1,6 @@
 //! A file of reference values, and the comparison with it.
 
-use smalti::{DType, Error, Result, Tensor, nn::Params};
+use smalti::{DType, Device, Error, Result, Tensor, nn::Params};
 use std::{collections::BTreeMap, fmt, path::Path};
 
 /// Tensors by name, and the configuration as JSON.
@@ -14,7 +14,10 @@ impl Golden {
         let file = smalti::io::load(path)?;
         let config = file.metadata.get("config").map_or("{}", String::as_str);
         let config = serde_json::from_str(config).map_err(|e| Error::format(path, format!("config: {e}")))?;
-        Ok(Golden { config, tensors: file.tensors().into_iter().collect() })
+        // files are read to the CPU; the test runs where SMALTI_DEVICE says
+        let device = Device::current()?;
+        let place = |(name, t): (String, Tensor)| Ok((name, t.to_device(device)?));
+        Ok(Golden { config, tensors: file.tensors().into_iter().map(place).collect::<Result<_>>()? })
     }
 
     pub fn get(&self, name: &str) -> Result<&Tensor> {
