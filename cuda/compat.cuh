@@ -29,14 +29,12 @@
 #define DYN_SMEM(name) unsigned char* name = simt::ctx().dyn
 #define LAUNCH(rc, kernel, grid, block, smem, stream, ...)                                                   \
   do {                                                                                                       \
-    (void)(stream);                                                                                          \
-    simt::launch(grid, block, smem, false, [&] { kernel(__VA_ARGS__); });                                    \
+    simt::launch(stream, grid, block, smem, false, simt::bind(kernel, __VA_ARGS__));                         \
     rc = 0;                                                                                                  \
   } while (0)
 #define LAUNCH_FLAT(rc, kernel, grid, block, stream, ...)                                                    \
   do {                                                                                                       \
-    (void)(stream);                                                                                          \
-    simt::launch(grid, block, 0, true, [&] { kernel(__VA_ARGS__); });                                        \
+    simt::launch(stream, grid, block, 0, true, simt::bind(kernel, __VA_ARGS__));                             \
     rc = 0;                                                                                                  \
   } while (0)
 #endif

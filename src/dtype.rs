@@ -185,6 +185,8 @@ pub trait Real:
     fn of(value: f64) -> Self;
     /// e^x
     fn exp(self) -> Self;
+    /// e^x for x up to 88, quickly; 0 where that is below the normal numbers.
+    fn exp_low(self) -> Self;
     /// Natural logarithm.
     fn ln(self) -> Self;
     /// ln(1 + x)
@@ -214,7 +216,7 @@ pub trait Real:
 }
 
 macro_rules! real {
-    ($t:ident, $exp:path, $ln:path, $ln_1p:path, $tanh:path, $erf:path, $normal:path) => {
+    ($t:ident, $exp:path, $exp_low:path, $ln:path, $ln_1p:path, $tanh:path, $erf:path, $normal:path) => {
         impl Float for $t {
             type Acc = $t;
             #[inline(always)]
@@ -239,6 +241,10 @@ macro_rules! real {
             #[inline(always)]
             fn exp(self) -> $t {
                 $exp(self)
+            }
+            #[inline(always)]
+            fn exp_low(self) -> $t {
+                $exp_low(self)
             }
             #[inline(always)]
             fn ln(self) -> $t {
@@ -295,8 +301,8 @@ macro_rules! real {
         }
     };
 }
-real!(f32, simd::exp_f32, simd::ln_f32, simd::ln_1p_f32, simd::tanh_f32, simd::erf_f32, simd::normal_f32);
-real!(f64, f64::exp, f64::ln, f64::ln_1p, f64::tanh, libm::erf, simd::normal_f64);
+real!(f32, simd::exp_f32, simd::exp_low_f32, simd::ln_f32, simd::ln_1p_f32, simd::tanh_f32, simd::erf_f32, simd::normal_f32);
+real!(f64, f64::exp, f64::exp, f64::ln, f64::ln_1p, f64::tanh, libm::erf, simd::normal_f64);
 
 impl Float for bf16 {
     type Acc = f32;

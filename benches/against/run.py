@@ -138,9 +138,10 @@ def target_dir():
 
 
 def build(peers):
-    flags = os.environ.get("RUSTFLAGS", "-C target-cpu=native")
-    env = dict(os.environ, CARGO_TARGET_DIR=str(target_dir()), RUSTFLAGS=flags)
     for package in dict.fromkeys(PEERS[p][0] for p in peers if PEERS[p][0]):
+        # smalti is one binary for all processors, which finds out at run time what this one can do
+        flags = "" if package == "smalti" else os.environ.get("RUSTFLAGS", "-C target-cpu=native")
+        env = dict(os.environ, CARGO_TARGET_DIR=str(target_dir()), RUSTFLAGS=flags)
         subprocess.run(["cargo", "build", "--release"], cwd=HERE / package, env=env, check=True)
 
 

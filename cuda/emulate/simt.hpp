@@ -11,6 +11,7 @@
 #include <cstring>
 #include <functional>
 #include <random>
+#include <tuple>
 #include <vector>
 #include <sys/mman.h>
 #if defined(__SANITIZE_ADDRESS__)
@@ -226,7 +227,7 @@ inline void launch_flat(dim3 g, dim3 b, const std::function<void()>& body) {
   }
   c.flat = false; c.cur = nullptr;
 }
-inline void launch(dim3 g, dim3 b, size_t smem, bool flat, const std::function<void()>& body) {
+inline void run_grid(dim3 g, dim3 b, size_t smem, bool flat, const std::function<void()>& body) {
 #ifndef SIMT_TSAN
   if (flat) return launch_flat(g, b, body);
 #endif
@@ -310,6 +311,16 @@ inline void launch(dim3 g, dim3 b, size_t smem, bool flat, const std::function<v
 #ifdef SIMT_TSAN
   __tsan_acquire(&c.lsync);
 #endif
+}
+// The kernel with its arguments, which are evaluated and converted now, as at a real launch.
+template <class... P, class... A> std::function<void()> bind(void (*kernel)(P...), A&&... a) {
+  return [kernel, args = std::tuple<P...>(std::forward<A>(a)...)] { std::apply(kernel, args); };
+}
+// Work that was recorded instead of done. A stream is null, or the graph that is being recorded on it.
+struct Graph { std::vector<std::function<void()>> work; };
+inline void launch(void* stream, dim3 g, dim3 b, size_t smem, bool flat, std::function<void()> body) {
+  if (!stream) return run_grid(g, b, smem, flat, body);
+  static_cast<Graph*>(stream)->work.push_back([=, body = std::move(body)] { run_grid(g, b, smem, flat, body); });
 }
 }  // namespace simt
 

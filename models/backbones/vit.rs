@@ -162,6 +162,7 @@ impl PatchEmbed {
 
     fn project(&self, patches: &Tensor) -> Result<Tensor> {
         let weight = self.weight.get();
+        let patches = patches.to_dtype(weight.dtype())?;
         patches.linear(&weight.flatten(1, -1)?, Some(&self.bias.get()))
     }
 }

@@ -51,7 +51,9 @@ pub fn finetune_loss(
     targets: &Tensor,
     rng: &mut Rng,
 ) -> Result<Tensor> {
-    model.forward(images, Some(rng))?.cross_entropy(targets, &CrossEntropy::default())
+    // in f32 also where the model is in half precision
+    let logits = model.forward(images, Some(rng))?.to_dtype(targets.dtype())?;
+    logits.cross_entropy(targets, &CrossEntropy::default())
 }
 
 /// The head of linear probing on a frozen encoder: BatchNorm without affine (eps 1e-6), then a linear layer.

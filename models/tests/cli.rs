@@ -285,14 +285,18 @@ fn interrupted_and_resumed_evaluations() {
 #[test]
 fn training_on_the_emulated_gpu() {
     let folder = folder();
-    let losses = |device: &str, out: &str| -> Vec<f64> {
-        let settings = ["epochs=2", "warmup_epochs=1"]
-            .map(|s| format!("schedule.{s}"))
-            .into_iter()
-            .chain(["depth=1", "embed_dim=16", "decoder_depth=1"].map(|s| format!("model.{s}")));
-        let settings: Vec<String> = settings.flat_map(|s| ["--set".to_owned(), s]).collect();
+    let losses = |device: &str, precision: &str, out: &str| -> Vec<f64> {
+        let precision = format!("optim.precision={precision}");
+        let settings = [
+            "schedule.epochs=2",
+            "schedule.warmup_epochs=1",
+            "model.depth=1",
+            "model.embed_dim=16",
+            "model.decoder_depth=1",
+            &precision,
+        ];
         let mut run = vec!["train", "mae", "--device", device, "--out", out];
-        run.extend(settings.iter().map(String::as_str));
+        run.extend(settings.iter().flat_map(|s| ["--set", s]));
         let output = smalti(&run, folder.path());
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let log = fs::read_to_string(folder.path().join(out).join("metrics.jsonl")).unwrap();
@@ -304,9 +308,13 @@ fn training_on_the_emulated_gpu() {
         });
         values.collect()
     };
-    let (cpu, gpu) = (losses("cpu", "on-cpu"), losses("cuda:0", "on-gpu"));
+    let (cpu, gpu) = (losses("cpu", "f32", "on-cpu"), losses("cuda:0", "f32", "on-gpu"));
     assert!(cpu.len() > 3 && cpu.len() == gpu.len(), "{} and {} losses", cpu.len(), gpu.len());
     for (step, (a, b)) in cpu.iter().zip(&gpu).enumerate() {
         assert!((a - b).abs() <= 1e-5 * a.abs().max(1.0), "entry {step}: {a} on the CPU, {b} on the GPU");
+    }
+    // bf16 with f32 masters follows: 8 bits of mantissa in weights and activations
+    for (step, (a, b)) in cpu.iter().zip(&losses("cuda:0", "bf16", "in-bf16")).enumerate() {
+        assert!((a - b).abs() <= 1e-2 * a.abs(), "entry {step}: {a} in f32, {b} in bf16");
     }
 }

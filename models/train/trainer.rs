@@ -8,12 +8,12 @@ use super::{
     Progress, Recipe, RunDir,
     metrics::{Metrics, Record},
     plot,
-    recipe::{self, Precision},
+    recipe::{self, Job, Precision},
 };
 use image::RgbImage;
 use serde_json::json;
 use smalti::{
-    Error, Gradients, Result, Rng, Tensor, ensure,
+    DType, Device, Error, Gradients, Result, Rng, Tensor, ensure,
     io::checkpoint,
     nn::Params,
     optim::{
@@ -108,10 +108,15 @@ impl Settings {
     /// The settings of a recipe.
     ///
     /// # Errors
-    /// If it asks for a precision that the CPU side does not train in.
+    /// If it asks for a precision that the device or the job does not train in.
     pub fn of(recipe: &Recipe) -> Result<Settings> {
         if recipe.optim.precision == Precision::Bf16 {
-            return Err(Error::msg("optim.precision = \"bf16\" needs a GPU; train in \"f32\" on the CPU"));
+            if Device::current()? == Device::Cpu {
+                return Err(Error::msg("optim.precision = \"bf16\" needs a GPU; train in \"f32\" on the CPU"));
+            }
+            if recipe.job == Job::LinearProbe {
+                return Err(Error::msg("optim.precision = \"bf16\": a linear probe is trained in \"f32\""));
+            }
         }
         Ok(Settings {
             seed: recipe.seed,
@@ -134,7 +139,8 @@ impl Settings {
     }
 }
 
-/// The optimizer of a recipe over what is trained. `groups` come on top of "no decay for one dimension".
+/// The optimizer of a recipe over what is trained. `groups` come on top of "no decay for one dimension". In bf16
+/// precision the parameters are converted, and the optimizer keeps f32 masters.
 ///
 /// # Errors
 /// If a number is out of range.
@@ -143,6 +149,9 @@ pub fn optimizer(
     params: &Params,
     groups: impl IntoIterator<Item = Group>,
 ) -> Result<Box<dyn Optimizer>> {
+    if recipe.precision == Precision::Bf16 {
+        params.to_dtype(DType::BF16)?;
+    }
     let trained = params.trained();
     let groups: Vec<Group> = std::iter::once(no_decay_1d(&trained)).chain(groups).collect();
     let betas = (recipe.betas[0], recipe.betas[1]);

@@ -85,7 +85,7 @@ impl Task for FinetuneTask {
 
 impl Classifier for FinetuneTask {
     fn logits(&self, images: &Tensor) -> Result<Tensor> {
-        self.model.forward(images, None)
+        self.model.forward(images, None)?.to_dtype(images.dtype())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Matrix products on raw memory, by the `gemm` crate (AVX-512 where the processor has it).
 
 use super::{
+    awake,
     parallel::{Shared, SharedMut, for_ranges},
     pool::CpuVec,
     transpose::transpose,
@@ -111,10 +112,14 @@ pub unsafe fn gemm<T: GemmElement>(
             }
         };
     }
-    match T::DTYPE {
+    let product = || match T::DTYPE {
         DType::F32 => call!(f32, 1.0, scale as f32),
         DType::F64 => call!(f64, 1.0, scale),
         DType::F16 => call!(gemm::f16, gemm::f16::ONE, gemm::f16::from_f64(scale)),
         other => unreachable!("GemmElement is not implemented for {other}"),
+    };
+    match parallelism {
+        gemm::Parallelism::None => product(),
+        gemm::Parallelism::Rayon(_) => awake::with(product),
     }
 }

@@ -1,5 +1,6 @@
 //! Helpers for CPU code: buffers, threads, SIMD, matrix products. No operation lives here.
 
+pub mod awake;
 pub mod axis;
 pub mod elementwise;
 pub mod gemm;

@@ -1,6 +1,7 @@
 //! Splitting work over threads. Splits depend on sizes alone, never on the number of threads, so that results
 //! are bit-identical for any `RAYON_NUM_THREADS`.
 
+use super::awake;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -20,7 +21,8 @@ fn ranges(n: usize, grain: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
     if chunks <= 1 || rayon::current_num_threads() == 1 {
         (0..chunks).for_each(|i| f(i * grain..n.min((i + 1) * grain)));
     } else {
-        (0..chunks).into_par_iter().for_each(|i| f(i * grain..n.min((i + 1) * grain)));
+        let part = |i: usize| f(i * grain..n.min((i + 1) * grain));
+        awake::with(|| (0..chunks).into_par_iter().for_each(part));
     }
 }
 

@@ -24,20 +24,31 @@ pub fn sum_of<R: Real>(n: usize, mut f: impl FnMut(usize) -> R) -> R {
 #[inline(always)]
 pub fn max<T: Float>(x: &[T]) -> T::Acc {
     let larger = |a: T::Acc, b: T::Acc| if b > a { b } else { a };
-    fold(x, T::Acc::NEG_INF, |a, v| larger(a, v.acc()), larger)
+    // several registers of lanes: one alone would wait for itself
+    let mut lanes = [[T::Acc::NEG_INF; LANES]; 4];
+    let mut chunks = x.chunks_exact(4 * LANES);
+    for chunk in &mut chunks {
+        for (lanes, part) in lanes.iter_mut().zip(chunk.chunks_exact(LANES)) {
+            for i in 0..LANES {
+                lanes[i] = larger(lanes[i], part[i].acc());
+            }
+        }
+    }
+    let rest = fold(chunks.remainder(), T::Acc::NEG_INF, |a, v| larger(a, v.acc()), larger);
+    lanes.into_iter().fold(rest, |max, lanes| larger(max, join_lanes(lanes, larger)))
 }
 
-/// Sum of e^(x - shift).
+/// Sum of e^(x - shift), where the shift is about the largest x or above.
 #[inline(always)]
 pub fn exp_sum<T: Float>(x: &[T], shift: T::Acc) -> T::Acc {
     sum_of(
         x.len(),
         #[inline(always)]
-        |i| (unsafe { *x.get_unchecked(i) }.acc() - shift).exp(),
+        |i| (unsafe { *x.get_unchecked(i) }.acc() - shift).exp_low(),
     )
 }
 
-/// x = e^(x - shift); returns the sum.
+/// x = e^(x - shift), where the shift is about the largest x or above; returns the sum.
 #[inline(always)]
 pub fn exp_in_place<R: Real>(x: &mut [R], shift: R) -> R {
     sum_of(
@@ -45,7 +56,7 @@ pub fn exp_in_place<R: Real>(x: &mut [R], shift: R) -> R {
         #[inline(always)]
         |i| {
             let x = unsafe { x.get_unchecked_mut(i) };
-            *x = (*x - shift).exp();
+            *x = (*x - shift).exp_low();
             *x
         },
     )

@@ -135,6 +135,27 @@ pub fn exp_f32(x: f32) -> f32 {
     if x.is_nan() { x } else { y }
 }
 
+/// e^x for x up to 88, below 1 ulp off: half the instructions of [`exp_f32`], for softmax, whose arguments are differences
+/// from a maximum. Below -87.7, next to the smallest normal number, it gives 0. NaN is kept.
+#[inline(always)]
+pub fn exp_low_f32(x: f32) -> f32 {
+    const MAGIC: f32 = 12_582_912.0; // as in `exp_f32`
+    let x = if x < -88.02 { -88.02 } else { x };
+    let shifted = x.mul_add(std::f32::consts::LOG2_E, MAGIC);
+    let n = shifted - MAGIC;
+    let r = n.mul_add(-0.693_359_375, x);
+    let r = n.mul_add(2.121_944_4e-4, r);
+    let mut p = 1.987_569_1e-4_f32;
+    p = p.mul_add(r, 1.398_199_9e-3);
+    p = p.mul_add(r, 8.333_452e-3);
+    p = p.mul_add(r, 4.166_579_6e-2);
+    p = p.mul_add(r, 1.666_666_5e-1);
+    p = p.mul_add(r, 5e-1);
+    // 2^n; n = -127 gives 0. The integer n stands in the lowest bits of the shifted number.
+    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
+    (p.mul_add(r * r, r) + 1.0) * scale
+}
+
 /// The error function, about 1 ulp. After N. Juffa's two-interval minimax approximation.
 #[inline(always)]
 pub fn erf_f32(x: f32) -> f32 {
@@ -374,6 +395,9 @@ mod tests {
 
     #[test]
     fn ends_of_the_range() {
+        worst("exp_low", -87.6, 88.0, exp_low_f32, f64::exp);
+        assert_eq!((exp_low_f32(0.0), exp_low_f32(f32::NEG_INFINITY), exp_low_f32(-1e4)), (1.0, 0.0, 0.0));
+        assert!(exp_low_f32(f32::NAN).is_nan() && exp_low_f32(-87.9) <= f32::MIN_POSITIVE);
         assert_eq!(exp_f32(f32::INFINITY), f32::INFINITY);
         assert_eq!(exp_f32(f32::NEG_INFINITY), 0.0);
         assert!(exp_f32(f32::NAN).is_nan() && erf_f32(f32::NAN).is_nan() && tanh_f32(f32::NAN).is_nan());

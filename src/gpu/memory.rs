@@ -265,6 +265,20 @@ pub fn stats(device: Device) -> Result<Stats> {
     Ok(sum)
 }
 
+/// Starts the peak of [`stats`] anew from what is alive.
+///
+/// # Errors
+/// If the device is no GPU, or not there.
+pub fn reset_peak(device: Device) -> Result<()> {
+    let i = index(device)?;
+    for (_, pool) in pools().iter_mut().filter(|((d, _), _)| *d == i) {
+        for arena in [&mut pool.small, &mut pool.large] {
+            arena.stats.peak = arena.stats.live;
+        }
+    }
+    Ok(())
+}
+
 /// Gives memory back to the driver that is cached but not in use (that of graphs stays).
 ///
 /// # Errors

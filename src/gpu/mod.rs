@@ -26,7 +26,7 @@ pub use host::{host_operations, reset_host_operations};
 pub(crate) use known::{Known, are_permutations, is_positive, know, known};
 pub(crate) use launch::{bits_of, empty, empty_on, empty_strided, launch, launch_some, workspace};
 pub(crate) use memory::Buffer;
-pub use memory::{stats, synchronize, trim};
+pub use memory::{reset_peak, stats, synchronize, trim};
 pub(crate) use product::{Besides, convolve, product};
 pub use product::{allow_tf32, set_allow_tf32};
 pub use timing::{Event, Range, range};

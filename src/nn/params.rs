@@ -253,6 +253,21 @@ impl Params {
         self.all().iter().filter(|p| !p.is_buffer()).map(|p| p.value().numel()).sum()
     }
 
+    /// Converts the parameters, trained and frozen, to a float dtype; buffers (running statistics) keep theirs. For
+    /// training in half precision this comes before the optimizer is made, which keeps f32 masters.
+    ///
+    /// # Errors
+    /// If `dtype` is no float.
+    #[track_caller]
+    pub fn to_dtype(&self, dtype: DType) -> Result<()> {
+        ensure!(dtype.is_float(), "to_dtype", "parameters need a float dtype, got {dtype}");
+        for param in self.all().iter().filter(|p| !p.is_buffer()) {
+            let mut slot = param.0.value.write().unwrap_or_else(PoisonError::into_inner);
+            *slot = slot.detach().to_dtype(dtype)?;
+        }
+        Ok(())
+    }
+
     /// dtype of the first parameter, f32 if there is none.
     pub fn dtype(&self) -> DType {
         self.all().first().map_or(DType::F32, |p| p.value().dtype())

@@ -138,14 +138,14 @@ mod cpu {
             // Half types would round twice if the row were kept in the output meanwhile.
             let scale = T::Acc::ONE / rows::exp_sum(x, max);
             for i in 0..n {
-                y[i] = T::store((x[i].acc() - max).exp() * scale);
+                y[i] = T::store((x[i].acc() - max).exp_low() * scale);
             }
         } else {
             let sum = rows::sum_of(
                 n,
                 #[inline(always)]
                 |i| unsafe {
-                    let e = (x.get_unchecked(i).acc() - max).exp();
+                    let e = (x.get_unchecked(i).acc() - max).exp_low();
                     *y.get_unchecked_mut(i) = T::store(e);
                     e
                 },
@@ -180,7 +180,7 @@ mod cpu {
         for k in 0..n {
             let x = row(k);
             for i in 0..width {
-                sum[i] += (x[i].acc() - max[i]).exp();
+                sum[i] += (x[i].acc() - max[i]).exp_low();
             }
         }
         for i in 0..width {
@@ -191,7 +191,7 @@ mod cpu {
             let y = unsafe { std::slice::from_raw_parts_mut(y.add(k * step), width) };
             for i in 0..width {
                 let shifted = x[i].acc() - max[i];
-                y[i] = T::store(if LOG { shifted - sum[i] } else { shifted.exp() * sum[i] });
+                y[i] = T::store(if LOG { shifted - sum[i] } else { shifted.exp_low() * sum[i] });
             }
         }
     }

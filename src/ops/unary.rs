@@ -217,13 +217,16 @@ unary! {
         // Written with the tail of |x|, so that nothing cancels for negative x. It is 0 beyond 38.
         f: |x| {
             let (tail, _) = x.normal();
-            let positive = if x > R::ZERO { x } else { R::ZERO };
-            positive - x.abs().minimum(R::of(38.0)) * tail
+            let (positive, size) = (if x > R::ZERO { x } else { R::ZERO }, x.abs());
+            let size = if size > R::of(38.0) { R::of(38.0) } else { size };
+            positive - size * tail
         },
         df: |g, x| {
             let (tail, density) = x.normal();
             let phi = if x > R::ZERO { R::ONE - tail } else { tail };
-            g * (phi + x.minimum(R::of(38.0)).maximum(R::of(-38.0)) * density)
+            let x = if x > R::of(38.0) { R::of(38.0) } else { x };
+            let x = if x < R::of(-38.0) { R::of(-38.0) } else { x };
+            g * (phi + x * density)
         },
         tensor: |g, x| {
             let phi = x.mul_scalar(FRAC_1_SQRT_2)?.erf()?.affine(0.5, 0.5)?;

@@ -39,6 +39,7 @@ pub(crate) enum Epilogue {
 }
 
 /// `y[m, n] = a[m, k] b[k, n]` for each of a batch, y row-major.
+#[derive(Clone, Copy)]
 pub(crate) struct Product {
     pub op: &'static str,
     pub dtype: DType,
@@ -63,6 +64,7 @@ pub(crate) struct Image {
 }
 
 /// One of the three operations of a convolution; `kind` says which of x, y and w is written.
+#[derive(Clone, Copy)]
 pub(crate) struct Convolution {
     pub op: &'static str,
     pub kind: Kind,

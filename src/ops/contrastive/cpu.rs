@@ -333,7 +333,7 @@ fn columns<T: Number>(x: &[T], n: usize, step: usize, max: &mut [T], sum: &mut [
         for i in run..n.min(run + RUN) {
             let x = &x[i * step..][..width];
             for j in 0..width {
-                part[j] += (x[j] - shifts[j]).exp();
+                part[j] += (x[j] - shifts[j]).exp_low();
             }
         }
         for j in 0..width {
@@ -423,14 +423,14 @@ fn slopes<T: Number>(
 
 #[inline(always)]
 fn slopes_of_rows<T: Real>(x: &mut [T], row: T) {
-    x.iter_mut().for_each(|x| *x = (*x - row).exp());
+    x.iter_mut().for_each(|x| *x = (*x - row).exp_low());
 }
 
 #[inline(always)]
 fn slopes_of_both<T: Real>(x: &mut [T], columns: &[T], row: T) {
     let columns = &columns[..x.len()];
     for (x, &column) in x.iter_mut().zip(columns) {
-        *x = (*x - row).exp() + (*x - column).exp();
+        *x = (*x - row).exp_low() + (*x - column).exp_low();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Convolutions by the crate's CPU code, on the same memory. Half types are widened, accumulated in f32 and
 //! rounded once.
 
-use super::open;
+use super::graph;
 use crate::{
     DType, Error, Result, Tensor,
     cpu::pool::Buffer,
@@ -16,7 +16,12 @@ use crate::{
 /// # Safety
 /// The images lie in memory of device `index`, and what is written overlaps nothing else.
 pub(crate) unsafe fn convolution(index: usize, c: &Convolution) -> Result<bool> {
-    open(index)?;
+    let c = *c;
+    graph::work(index, move || unsafe { run(&c) })?;
+    Ok(true)
+}
+
+unsafe fn run(c: &Convolution) -> Result<()> {
     let see = |image: &Image| unsafe { borrowed(image, c.dtype) };
     let (a, b, out) = match c.kind {
         Kind::Down => (see(&c.x), see(&c.w), &c.y),
@@ -36,7 +41,7 @@ unsafe fn borrowed(image: &Image, dtype: DType) -> Tensor {
 }
 
 /// Copies a result to its place.
-unsafe fn write(op: &'static str, y: &Tensor, to: &Image) -> Result<bool> {
+unsafe fn write(op: &'static str, y: &Tensor, to: &Image) -> Result<()> {
     if y.shape() != to.shape {
         return Err(Error::op(
             op,
@@ -50,5 +55,5 @@ unsafe fn write(op: &'static str, y: &Tensor, to: &Image) -> Result<bool> {
     let bytes = dense.numel() * dense.dtype().size();
     let from = unsafe { dense.storage().host().ptr().add(dense.offset() * dense.dtype().size()) };
     unsafe { std::ptr::copy_nonoverlapping(from, to.ptr, bytes) };
-    Ok(true)
+    Ok(())
 }

@@ -1,8 +1,13 @@
-//! Events, ranges and capture where work is done when its call returns.
+//! Events, ranges and graphs where work is done when its call returns, or recorded as calls.
 
-use super::open;
+use super::{DEVICES, open};
 use crate::{Error, Result};
-use std::time::Instant;
+use std::{
+    cell::RefCell,
+    ffi::c_void,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Instant,
+};
 
 /// A moment.
 pub(crate) struct Event(Instant);
@@ -24,23 +29,78 @@ pub(crate) fn push_range(_name: &str) {}
 /// No profiler looks on.
 pub(crate) fn pop_range() {}
 
-/// Work runs here while it is captured: all rules of a capture are checked, but there is nothing to record with.
+// ---- graphs, kept in cuda/emulate/simt.cpp -----------------------------------------------------------
+
+unsafe extern "C" {
+    fn smalti_graph_new() -> *mut c_void;
+    fn smalti_graph_add(
+        graph: *mut c_void,
+        run: extern "C" fn(*mut c_void),
+        data: *mut c_void,
+        drop: extern "C" fn(*mut c_void),
+    );
+    fn smalti_graph_launch(graph: *const c_void);
+    fn smalti_graph_free(graph: *mut c_void);
+}
+
+/// The graph that is being recorded on each device, or 0.
+static RECORDED: [AtomicUsize; DEVICES] = [const { AtomicUsize::new(0) }; DEVICES];
+
+type Work = dyn Fn() -> Result<()>;
+
+thread_local!(static FAILED: RefCell<Option<Error>> = const { RefCell::new(None) });
+
+extern "C" fn run(data: *mut c_void) {
+    let work = unsafe { &*data.cast::<Box<Work>>() };
+    if let Err(error) = work() {
+        FAILED.with_borrow_mut(|first| first.get_or_insert(error).to_string());
+    }
+}
+
+extern "C" fn end(data: *mut c_void) {
+    drop(unsafe { Box::from_raw(data.cast::<Box<Work>>()) });
+}
+
+/// The graph that is being recorded on a device, which is what its stream is called then; or null.
+pub(super) fn recorded(index: usize) -> *mut c_void {
+    RECORDED[index].load(Ordering::Acquire) as *mut c_void
+}
+
+/// Does work of device `index` that is no kernel of the crate; or keeps it, while a graph is recorded.
+pub(super) fn work(index: usize, work: impl Fn() -> Result<()> + 'static) -> Result<()> {
+    open(index)?;
+    let graph = recorded(index);
+    if graph.is_null() {
+        return work();
+    }
+    let data: Box<Box<Work>> = Box::new(Box::new(work));
+    unsafe { smalti_graph_add(graph, run, Box::into_raw(data).cast(), end) };
+    Ok(())
+}
+
+/// From here on, work for device `index` is recorded and not run.
 pub(crate) fn begin_capture(index: usize) -> Result<()> {
-    open(index)
+    open(index)?;
+    RECORDED[index].store(unsafe { smalti_graph_new() } as usize, Ordering::Release);
+    Ok(())
 }
 
-/// Ends that.
-pub(crate) fn end_capture(_index: usize, keep: bool) -> Result<Option<usize>> {
-    Ok(keep.then_some(0))
+/// Ends that. With `keep`, what was recorded becomes a graph that can be launched.
+pub(crate) fn end_capture(index: usize, keep: bool) -> Result<Option<usize>> {
+    let graph = RECORDED[index].swap(0, Ordering::AcqRel);
+    if !keep {
+        forget_graph(index, graph);
+    }
+    Ok(keep.then_some(graph))
 }
 
-/// Kernels are calls with the addresses and numbers of one moment; running the step's code again would be another
-/// thing (new addresses, other numbers), so this is refused rather than pretended.
-pub(crate) fn launch_graph(_index: usize, _graph: usize) -> Result<()> {
-    Err(Error::msg(
-        "Graph::launch: the emulated device checks what a capture demands but cannot replay it; run the step itself",
-    ))
+/// Runs a graph.
+pub(crate) fn launch_graph(_index: usize, graph: usize) -> Result<()> {
+    unsafe { smalti_graph_launch(graph as *const c_void) };
+    FAILED.take().map_or(Ok(()), Err)
 }
 
-/// Nothing was kept.
-pub(crate) fn forget_graph(_index: usize, _graph: usize) {}
+/// Frees a graph.
+pub(crate) fn forget_graph(_index: usize, graph: usize) {
+    unsafe { smalti_graph_free(graph as *mut c_void) };
+}

@@ -1,4 +1,5 @@
-//! A GPU on host memory: device addresses are host addresses, and work is done when its call returns.
+//! A GPU on host memory: device addresses are host addresses, and work is done when its call returns (or recorded,
+//! while a graph is captured).
 
 mod convolution;
 mod graph;
@@ -55,9 +56,11 @@ pub(crate) unsafe fn release(_index: usize, address: usize, bytes: usize) {
 ///
 /// # Safety
 /// The place holds `bytes` bytes.
-pub(crate) unsafe fn zero(_index: usize, at: *mut u8, bytes: usize) -> Result<()> {
-    unsafe { std::ptr::write_bytes(at, 0, bytes) };
-    Ok(())
+pub(crate) unsafe fn zero(index: usize, at: *mut u8, bytes: usize) -> Result<()> {
+    graph::work(index, move || {
+        unsafe { std::ptr::write_bytes(at, 0, bytes) };
+        Ok(())
+    })
 }
 
 /// Copies host memory to the device. The host memory may be changed when the call returns.
@@ -79,8 +82,8 @@ pub(crate) unsafe fn download(_index: usize, to: *mut u8, from: *const u8, bytes
 }
 
 /// The stream on which everything of device `_index` runs.
-pub(crate) fn stream(_index: usize) -> Result<*mut c_void> {
-    Ok(std::ptr::null_mut())
+pub(crate) fn stream(index: usize) -> Result<*mut c_void> {
+    Ok(graph::recorded(index))
 }
 
 /// Waits for all work of device `_index`.

@@ -1,7 +1,7 @@
 //! Products by the crate's CPU code, on the same memory. Half types are widened, accumulated in f32 and rounded
 //! once, as the real library does.
 
-use super::open;
+use super::graph;
 use crate::{
     DType, Error, Result,
     cpu::{
@@ -18,16 +18,18 @@ use half::{bf16, f16};
 /// # Safety
 /// The matrices lie in memory of device `index`, and y overlaps nothing else.
 pub(crate) unsafe fn product(index: usize, p: &Product) -> Result<bool> {
-    open(index)?;
-    unsafe {
-        match p.dtype {
-            DType::F32 => run::<f32, f32>(p),
-            DType::F64 => run::<f64, f64>(p),
-            DType::BF16 => run::<bf16, f32>(p),
-            DType::F16 => run::<f16, f32>(p),
-            other => return Err(Error::op(p.op, format!("a product needs floats, got {other}"))),
-        }
-    }
+    let run = match p.dtype {
+        DType::F32 => run::<f32, f32>,
+        DType::F64 => run::<f64, f64>,
+        DType::BF16 => run::<bf16, f32>,
+        DType::F16 => run::<f16, f32>,
+        other => return Err(Error::op(p.op, format!("a product needs floats, got {other}"))),
+    };
+    let p = *p;
+    graph::work(index, move || {
+        unsafe { run(&p) };
+        Ok(())
+    })?;
     Ok(true)
 }
 

@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# Tests and benchmarks on a GPU machine that has Python with PyTorch but no cargo.
+#   scripts/gpu.sh stage             here: builds everything into target/gpu (at most 60 MiB). nvcc comes from pip if
+#                                    there is none. SMALTI_CUDA_ARCH (default 90a) names the GPU's architecture.
+#   scripts/gpu.sh run [PART]...     there, in a copy of the tree with target/gpu: the parts `tests`, `sanitize` and
+#                                    `bench` (default: all three; each takes under 10 minutes). Results go to
+#                                    ${OUT:-target/gpu-results}: logs, results.json, results.md.
+#   scripts/gpu.sh rehearse          here, without a GPU: the benchmark on the emulated device with tiny shapes, PyTorch
+#                                    on the CPU ($PYTHON, default python3), and the table of both.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+stage=target/gpu
+out=${OUT:-target/gpu-results}
+python=${PYTHON:-python3}
+
+find_nvcc() {
+    command -v "${NVCC:-nvcc}" > /dev/null && return
+    local venv=target/nvcc
+    if [ ! -x "$venv/bin/pip" ]; then
+        python3 -m venv "$venv"
+        "$venv/bin/pip" -q install "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-runtime==13.0.*" \
+            "nvidia-cuda-crt==13.0.*" "nvidia-nvvm==13.0.*" "nvidia-cuda-cccl==13.0.*"
+    fi
+    CUDA_HOME=$(echo "$PWD/$venv"/lib/python3*/site-packages/nvidia/cu13)
+    export CUDA_HOME PATH="$CUDA_HOME/bin:$PATH"
+}
+
+# Programs that cargo built, as lines "NAME PATH".
+programs() {
+    python3 -c '
+import json, sys
+for line in sys.stdin:
+    message = json.loads(line)
+    if message.get("executable") and message["target"]["kind"][0] in ("lib", "test", "bench"):
+        package = message["package_id"].split("/")[-1].split("#")[0]
+        print(message["target"]["name"] if message["target"]["kind"][0] != "lib" else package + "-lib", message["executable"])'
+}
+
+stage() {
+    find_nvcc
+    export SMALTI_CUDA_ARCH=${SMALTI_CUDA_ARCH:-90a} CARGO_INCREMENTAL=0 CARGO_TARGET_DIR="$PWD/target/cuda"
+    rm -rf "$stage"
+    mkdir -p "$stage/tests"
+    { cargo test --no-run --message-format=json -p smalti --features cuda
+      cargo test --no-run --message-format=json -p smalti-models --features cuda --test goldens
+    } | programs | while read -r name path; do strip -o "$stage/tests/$name" "$path"; done
+    rm -f "$stage/tests/no_driver"  # what it tests is a machine without a driver
+    cargo bench --no-run --message-format=json -p smalti-models --features cuda --bench gpu | programs \
+        | while read -r name path; do strip -o "$stage/bench_$name" "$path"; done
+    SMALTI_KERNEL_TESTS=target/kernel-tests NVCC_ARCH=$SMALTI_CUDA_ARCH scripts/kernels.sh nvcc
+    strip -o "$stage/kernel_tests" target/kernel-tests/nvcc/kernel_tests
+    local mib
+    mib=$(du -sm "$stage" | cut -f1)
+    ls -l "$stage" "$stage/tests"
+    echo "$stage: $mib MiB"
+    [ "$mib" -le 60 ] || { echo "more than 60 MiB" >&2; exit 1; }
+}
+
+# Libraries that come with PyTorch: cuBLASLt and cuDNN are opened when they are first used.
+use_libraries() {
+    local folders
+    folders=$("$python" -c '
+import glob, os, sysconfig
+site = sysconfig.get_paths()["purelib"]
+print(":".join(sorted({os.path.dirname(p) for p in glob.glob(site + "/nvidia/**/lib*.so*", recursive=True)})))' || true)
+    export LD_LIBRARY_PATH=$folders${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+}
+
+# check NAME SECONDS COMMAND...: runs it, keeps its output, says how it ended.
+failures=0
+check() {
+    local name=$1 seconds=$2 start=$SECONDS rc=0
+    shift 2
+    timeout "$seconds" "$@" > "$out/$name.log" 2>&1 || rc=$?
+    echo "{\"check\": \"$name\", \"rc\": $rc, \"seconds\": $((SECONDS - start))}" | tee -a "$out/checks.jsonl"
+    if [ $rc -ne 0 ]; then
+        failures=$((failures + 1))
+        tail -n 40 "$out/$name.log"
+    fi
+}
+
+run_tests() {
+    check kernel_tests 120 "$stage/kernel_tests"
+    local program
+    for program in "$stage"/tests/*; do
+        local folder=$PWD
+        case $(basename "$program") in goldens | smalti_models-lib | models-lib) folder=$PWD/models ;; esac
+        check "test_$(basename "$program")" 180 env CARGO_MANIFEST_DIR="$folder" SMALTI_DEVICE=cuda:0 "$program"
+    done
+}
+
+run_sanitize() {
+    command -v compute-sanitizer > /dev/null || { echo "no compute-sanitizer on the PATH" >&2; exit 1; }
+    check memcheck 270 compute-sanitizer --tool memcheck --error-exitcode 9 "$stage/kernel_tests"
+    check racecheck 270 compute-sanitizer --tool racecheck --error-exitcode 9 "$stage/kernel_tests"
+}
+
+table() {
+    "$python" benches/against/gpu_table.py "$out" --json "$out/results.json" --out "$out/results.md"
+    cat "$out/results.md"
+}
+
+run_bench() {
+    "$python" benches/against/gpu_torch.py --shapes > "$out/shapes.jsonl"
+    check bench_smalti 200 "$stage/bench_gpu" --shapes "$out/shapes.jsonl" --out "$out/smalti.jsonl" --budget-s 150
+    check bench_torch 360 "$python" benches/against/gpu_torch.py --budget-s 320 --out "$out/torch.jsonl"
+    table
+}
+
+rehearse() {
+    mkdir -p "$out"
+    "$python" benches/against/gpu_torch.py --tiny --shapes > "$out/shapes.jsonl"
+    CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/emulate} cargo bench -p smalti-models --features emulate --bench gpu \
+        -- --tiny --shapes "$PWD/$out/shapes.jsonl" --out "$PWD/$out/smalti.jsonl"
+    "$python" benches/against/gpu_torch.py --tiny --device cpu --budget-s 240 --out "$out/torch.jsonl" > /dev/null
+    table
+}
+
+case ${1:-} in
+    stage) stage ;;
+    rehearse) rehearse ;;
+    run)
+        shift
+        [ $# -gt 0 ] || set -- tests sanitize bench
+        mkdir -p "$out"
+        use_libraries
+        for part in "$@"; do
+            case $part in
+                tests | sanitize | bench) "run_$part" ;;
+                *) echo "unknown part $part: tests, sanitize or bench" >&2; exit 2 ;;
+            esac
+        done
+        [ $failures -eq 0 ] || { echo "$failures checks failed" >&2; exit 1; }
+        ;;
+    *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+esac
