@@ -293,7 +293,7 @@ impl Drop for Graph {
 }
 
 #[cfg(all(test, feature = "emulate"))]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         DType,
@@ -304,7 +304,7 @@ mod tests {
     const GPU: Device = Device::Cuda(1);
 
     /// Recordings have the device for themselves.
-    fn alone() -> MutexGuard<'static, ()> {
+    pub(crate) fn alone() -> MutexGuard<'static, ()> {
         static LOCK: Mutex<()> = Mutex::new(());
         LOCK.lock().unwrap_or_else(PoisonError::into_inner)
     }
