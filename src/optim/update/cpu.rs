@@ -2,7 +2,7 @@
 
 use super::{Job, Slot};
 use crate::{
-    Result, Tensor,
+    Tensor,
     cpu::{
         elementwise::make_mut,
         parallel::{GRAIN, SharedMut, for_ranges},
