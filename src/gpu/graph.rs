@@ -139,9 +139,11 @@ pub(super) fn launches() -> u64 {
 ///   read the old one for ever; if that was dropped, the recording is refused. A graph does not keep what it uses
 ///   alive (that would forbid updates in place): once some of it is dropped, `launch` is an error.
 ///
-/// Numbers are those of the recording at every launch: learning rates, step counts, seeds of dropout. Steps that
-/// change them keep them in tensors on the device, or are recorded anew. Inputs are written into the tensors that
-/// were there at the recording, with [`refill`]. Other threads leave the device alone meanwhile.
+/// Numbers are those of the recording at every launch, such as seeds of dropout. Steps that change them keep them in
+/// tensors on the device, or are recorded anew. Optimizers do so by themselves: `Optimizer::next_step(lr)` (and
+/// `Ema::next_update()`) before a launch writes the learning rate and what depends on the number of steps. Inputs are
+/// written into the tensors that were there at the recording, with [`refill`]. Other threads leave the device alone
+/// meanwhile.
 ///
 /// Nothing runs at the recording; results have their values after a launch, and other ones after the next. Memory
 /// of the step is the graph's own, and is free again when the graph and the last of its results are dropped.
