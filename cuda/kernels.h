@@ -346,7 +346,51 @@ int32_t smalti_window_attention_backward(const smalti_view *q, const smalti_view
 
 /* ---- contrastive ---- */
 
-/* ---- optim ---- */
+/* ---- optim: many tensors in a launch ---- */
+
+/* A tensor and what goes with it, all dense; any of them may be unaligned, n may be 0. */
+typedef struct {
+  void *p;          /* what is changed: a parameter, a gradient that is clipped, an average */
+  const void *g;    /* the gradient of p; for averages what is averaged */
+  void *master;     /* f32 copy of a parameter of a half type, else null */
+  void *state[3];   /* of the type that the dtype is computed in; as many as the rule has */
+  int64_t n;
+  int32_t dtype;    /* of p */
+  int32_t source;   /* of g; but for averages that of p */
+  int64_t row;      /* of `numbers` */
+} smalti_moving;
+
+/* How a parameter moves. Numbers that may change from step to step are read from the device, so that a recorded
+   launch can be repeated with others: a row of 8 f64 for each tensor, as listed. */
+enum {
+  SMALTI_SGD = 0,          /* sign, decay, lr */
+  SMALTI_MOMENTUM = 1,     /* sign, decay, old, new, ahead (0: none), lr; state: momentum */
+  SMALTI_ADAM = 2,         /* b1, b2, eps, sign, keep, decay, lr, root; state: two moments */
+  SMALTI_ADAM_MAX = 3,     /* the same; and the largest second moment */
+  /* Trust ratios from norms that stay on the device. First, the numbers of SMALTI_MOMENTUM with the trust
+     coefficient in place of sign, and 1 or 0 (does it adapt?) as the seventh. */
+  SMALTI_LARS = 4,
+  SMALTI_LARC = 5,
+  SMALTI_LARC_CLIPPED = 6,
+  SMALTI_LAMB = 7          /* b1, b2, eps, first, root, decay, lr, adapts; state: two moments */
+};
+/* Bytes of workspace of a step, aligned to 16; -1 where it is refused. */
+int64_t smalti_optim_workspace(int32_t rule, const smalti_moving *tensors, int64_t count);
+/* Moves every tensor one step, and master and p in one pass. */
+int32_t smalti_optim_step(int32_t rule, const smalti_moving *tensors, int64_t count, const double *numbers,
+                          void *workspace, void *stream);
+
+int64_t smalti_grad_norm_workspace(const smalti_moving *tensors, int64_t count);
+/* result[0] = (sum |p|^order)^(1/order) over all elements of all p, the largest |p| for infinity;
+   result[1] = most / (result[0] + 1e-6). */
+int32_t smalti_grad_norm(const smalti_moving *tensors, int64_t count, double order, double most, double *result,
+                         void *workspace, void *stream);
+/* p *= *factor where that is below 1 or NaN; else nothing is read. */
+int32_t smalti_grad_scale(const smalti_moving *tensors, int64_t count, const double *factor, void *stream);
+/* p = p cut off at -most and most. */
+int32_t smalti_grad_clamp(const smalti_moving *tensors, int64_t count, double most, void *stream);
+/* p = decay p + (1 - decay) g, decay = *decay or, where that is null, `fixed`. g of the dtype of p, or half for f32. */
+int32_t smalti_average(const smalti_moving *tensors, int64_t count, const double *decay, double fixed, void *stream);
 
 #ifdef __cplusplus
 }

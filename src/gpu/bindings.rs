@@ -779,3 +779,76 @@ unsafe extern "C" {
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct smalti_moving {
+    pub p: *mut ::core::ffi::c_void,
+    pub g: *const ::core::ffi::c_void,
+    pub master: *mut ::core::ffi::c_void,
+    pub state: [*mut ::core::ffi::c_void; 3usize],
+    pub n: i64,
+    pub dtype: i32,
+    pub source: i32,
+    pub row: i64,
+}
+pub const SMALTI_SGD: _bindgen_ty_5 = 0;
+pub const SMALTI_MOMENTUM: _bindgen_ty_5 = 1;
+pub const SMALTI_ADAM: _bindgen_ty_5 = 2;
+pub const SMALTI_ADAM_MAX: _bindgen_ty_5 = 3;
+pub const SMALTI_LARS: _bindgen_ty_5 = 4;
+pub const SMALTI_LARC: _bindgen_ty_5 = 5;
+pub const SMALTI_LARC_CLIPPED: _bindgen_ty_5 = 6;
+pub const SMALTI_LAMB: _bindgen_ty_5 = 7;
+pub type _bindgen_ty_5 = ::core::ffi::c_uint;
+unsafe extern "C" {
+    pub fn smalti_optim_workspace(rule: i32, tensors: *const smalti_moving, count: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_optim_step(
+        rule: i32,
+        tensors: *const smalti_moving,
+        count: i64,
+        numbers: *const f64,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_grad_norm_workspace(tensors: *const smalti_moving, count: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_grad_norm(
+        tensors: *const smalti_moving,
+        count: i64,
+        order: f64,
+        most: f64,
+        result: *mut f64,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_grad_scale(
+        tensors: *const smalti_moving,
+        count: i64,
+        factor: *const f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_grad_clamp(
+        tensors: *const smalti_moving,
+        count: i64,
+        most: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_average(
+        tensors: *const smalti_moving,
+        count: i64,
+        decay: *const f64,
+        fixed: f64,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}

@@ -139,9 +139,11 @@ pub(super) fn launches() -> u64 {
 ///   read the old one for ever; if that was dropped, the recording is refused. A graph does not keep what it uses
 ///   alive (that would forbid updates in place): once some of it is dropped, `launch` is an error.
 ///
-/// Numbers are those of the recording at every launch: learning rates, step counts, seeds of dropout. Steps that
-/// change them keep them in tensors on the device, or are recorded anew. Inputs are written into the tensors that
-/// were there at the recording, with [`refill`]. Other threads leave the device alone meanwhile.
+/// Numbers are those of the recording at every launch, such as seeds of dropout. Steps that change them keep them in
+/// tensors on the device, or are recorded anew. Optimizers do so by themselves: `Optimizer::next_step(lr)` (and
+/// `Ema::next_update()`) before a launch writes the learning rate and what depends on the number of steps. Inputs are
+/// written into the tensors that were there at the recording, with [`refill`]. Other threads leave the device alone
+/// meanwhile.
 ///
 /// Nothing runs at the recording; results have their values after a launch, and other ones after the next. Memory
 /// of the step is the graph's own, and is free again when the graph and the last of its results are dropped.
@@ -294,7 +296,7 @@ impl Drop for Graph {
 }
 
 #[cfg(all(test, feature = "emulate"))]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{
         DType,
@@ -305,7 +307,7 @@ mod tests {
     const GPU: Device = Device::Cuda(1);
 
     /// Recordings have the device for themselves.
-    fn alone() -> MutexGuard<'static, ()> {
+    pub(crate) fn alone() -> MutexGuard<'static, ()> {
         static LOCK: Mutex<()> = Mutex::new(());
         LOCK.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -89,15 +89,28 @@ pub(crate) fn launch_some<const N: usize>(
             *view_of = Some(view(op, t, device)?);
         }
     }
+    let views = std::array::from_fn(|i| views[i].as_ref().map_or(std::ptr::null(), std::ptr::from_ref));
+    let tensors = || {
+        let each = tensors.iter().flatten().map(|t| format!("{} {:?}", t.dtype(), t.shape()));
+        each.collect::<Vec<_>>().join(", ")
+    };
+    launch_on(op, index, tensors, |stream| f(views, stream))
+}
+
+/// Calls a launcher with the stream of GPU `index`. `tensors` says in an error's text what it was handed.
+#[track_caller]
+pub(crate) fn launch_on(
+    op: &'static str,
+    index: usize,
+    tensors: impl FnOnce() -> String,
+    f: impl FnOnce(*mut c_void) -> i32,
+) -> Result<()> {
     graph::enter(index)?;
-    let stream = driver::stream(index)?;
-    match f(std::array::from_fn(|i| views[i].as_ref().map_or(std::ptr::null(), std::ptr::from_ref)), stream) {
+    match f(driver::stream(index)?) {
         0 => Ok(()),
         code => {
-            let text = unsafe { CStr::from_ptr(sys::smalti_status(code)) }.to_string_lossy().into_owned();
-            let there = tensors.iter().flatten();
-            let shapes: Vec<String> = there.map(|t| format!("{} {:?}", t.dtype(), t.shape())).collect();
-            Err(Error::op(op, format!("kernel: {text} ({})", shapes.join(", "))))
+            let text = unsafe { CStr::from_ptr(sys::smalti_status(code)) }.to_string_lossy();
+            Err(Error::op(op, format!("kernel: {text} ({})", tensors())))
         }
     }
 }

@@ -10,6 +10,7 @@ mod graph;
 mod host;
 mod known;
 mod launch;
+mod many;
 mod memory;
 mod product;
 mod timing;
@@ -17,6 +18,8 @@ mod timing;
 #[allow(unused_imports)]
 pub(crate) use bindings as sys;
 pub(crate) use driver::{Convolution, Image, open};
+#[cfg(all(test, feature = "emulate"))]
+pub(crate) use graph::tests::alone;
 pub use graph::{Graph, refill};
 #[allow(unused_imports)]
 pub(crate) use graph::{is_recording, touch};
@@ -25,6 +28,7 @@ pub use host::{host_operations, reset_host_operations};
 #[allow(unused_imports)]
 pub(crate) use known::{Known, are_permutations, is_positive, know, known};
 pub(crate) use launch::{bits_of, empty, empty_on, empty_strided, launch, launch_some, workspace};
+pub(crate) use many::{Many, numbers_on, writable, writable_for_good, write_numbers};
 pub(crate) use memory::Buffer;
 pub use memory::{reset_peak, stats, synchronize, trim};
 pub(crate) use product::{Besides, convolve, product};

@@ -113,7 +113,7 @@ impl Param {
 }
 
 /// A parameter that is being written. One on a GPU is brought to the host by [`elements`](Locked::elements), and goes
-/// back when the lock is released.
+/// back when the lock is released; `on_gpu` leaves it there.
 pub(crate) struct Locked<'a> {
     value: RwLockWriteGuard<'a, Tensor>,
     device: Device,
@@ -134,6 +134,14 @@ impl Locked<'_> {
     /// must be of dtype `T`.
     pub fn elements<T: Element>(&mut self) -> &mut [T] {
         elementwise::make_mut(&mut self.value)
+    }
+
+    /// The value on its GPU, for kernels to write over. One that a graph still holds is copied first.
+    #[cfg(gpu)]
+    #[track_caller]
+    pub fn on_gpu(&mut self, op: &'static str) -> Result<&Tensor> {
+        crate::gpu::writable_for_good(op, &mut self.value)?;
+        Ok(&self.value)
     }
 }
 

@@ -1,6 +1,8 @@
 //! Adam (Kingma and Ba, 2015) and AdamW (Loshchilov and Hutter, 2019).
 
-use super::update::{Algorithm, Job, Rule, step};
+use super::update::{Algorithm, Job, Rule, Slot, step};
+#[cfg(gpu)]
+use crate::gpu::sys;
 use crate::{Result, dtype::Real, ensure};
 
 /// AdamW: w *= 1 - lr * weight_decay; m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
@@ -73,25 +75,39 @@ macro_rules! algorithm {
             }
 
             fn advance(&self, jobs: &mut [Job], lr: f64) {
-                let rule = |job: &Job| {
-                    let (lr, decay) = (lr * job.slot.lr_scale, job.slot.weight_decay);
-                    let correction = |beta: f64| 1.0 - beta.powf(job.slot.steps as f64);
-                    Moments {
-                        betas: self.betas,
-                        eps: self.eps,
-                        sign: if self.maximize { -1.0 } else { 1.0 },
-                        keep: if $decoupled { 1.0 - lr * decay } else { 1.0 },
-                        decay: if $decoupled { 0.0 } else { decay },
-                        lr: lr / correction(self.betas.0),
-                        root: 1.0 / correction(self.betas.1).sqrt(),
-                    }
-                };
-                let rules: Vec<Moments> = jobs.iter().map(rule).collect();
+                let rules: Vec<Moments> = jobs.iter().map(|job| self.rule(job.slot, lr)).collect();
                 if self.amsgrad {
                     let rules: Vec<WithMax> = rules.into_iter().map(WithMax).collect();
                     step(jobs, &rules);
                 } else {
                     step(jobs, &rules);
+                }
+            }
+
+            #[cfg(gpu)]
+            fn kernel(&self) -> u32 {
+                if self.amsgrad { sys::SMALTI_ADAM_MAX } else { sys::SMALTI_ADAM }
+            }
+
+            #[cfg(gpu)]
+            fn numbers(&self, slot: &Slot, lr: f64) -> [f64; 8] {
+                let Moments { betas: (b1, b2), eps, sign, keep, decay, lr, root } = self.rule(slot, lr);
+                [b1, b2, eps, sign, keep, decay, lr, root]
+            }
+        }
+
+        impl $name {
+            fn rule(&self, slot: &Slot, lr: f64) -> Moments {
+                let (lr, decay) = (lr * slot.lr_scale, slot.weight_decay);
+                let correction = |beta: f64| 1.0 - beta.powf(slot.steps as f64);
+                Moments {
+                    betas: self.betas,
+                    eps: self.eps,
+                    sign: if self.maximize { -1.0 } else { 1.0 },
+                    keep: if $decoupled { 1.0 - lr * decay } else { 1.0 },
+                    decay: if $decoupled { 0.0 } else { decay },
+                    lr: lr / correction(self.betas.0),
+                    root: 1.0 / correction(self.betas.1).sqrt(),
                 }
             }
         }

@@ -6,6 +6,7 @@ use crate::{
     cpu::{
         elementwise::make_mut,
         parallel::SharedMut,
+        pool::CpuVec,
         simd::{LANES, join_lanes, simd_of},
     },
     dtype::{Element, Float, Real},
@@ -15,38 +16,57 @@ use crate::{
 use std::ops::Range;
 
 /// The norm of the gradients of `params` taken as one long vector: (sum |g|^p)^(1/p), the largest |g| for
-/// p = infinity. Parameters without a gradient count as 0.
+/// p = infinity. Parameters without a gradient count as 0. On a GPU, waits for it.
 ///
 /// # Errors
 /// If `norm_type` is not positive.
 #[track_caller]
 pub fn grad_norm(params: &[Param], grads: &Gradients, norm_type: f64) -> Result<f64> {
-    ensure!(norm_type > 0.0, "grad_norm", "the norm's type is {norm_type}, needs a positive number");
-    let mut found = Vec::new();
-    for grad in params.iter().filter_map(|p| grads.get(p)) {
-        found.push(grad.detach().contiguous()?);
+    check(norm_type)?;
+    let found: Vec<Tensor> = params.iter().filter_map(|p| grads.get(p)).map(Tensor::detach).collect();
+    #[cfg(gpu)]
+    if let Some(device) = gpu::common(&found) {
+        return gpu::norm(device, &found, norm_type, 0.0)?.narrow(0, 0, 1)?.item();
     }
-    let lengths: Vec<usize> = found.iter().map(Tensor::numel).collect();
-    let max = norm_type == f64::INFINITY;
-    let join = move |a: f64, b: f64| if max { larger(a, b) } else { a + b };
-    let sums = sum_chunks(&lengths, join, |i, range| [powers(&found[i], range, norm_type)]);
-    let total = sums.into_iter().fold(0.0, |a, [b]| join(a, b));
-    Ok(if max { total } else { total.powf(1.0 / norm_type) })
+    norm(&found, norm_type)
 }
 
-/// Scales the gradients of `params` by min(1, max_norm / (norm + 1e-6)) and returns their norm before.
+/// Scales the gradients of `params` by min(1, max_norm / (norm + 1e-6)) and returns their norm before. On a GPU,
+/// waits for that norm.
 ///
 /// # Errors
 /// If `norm_type` is not positive.
 #[track_caller]
 pub fn clip_grad_norm(params: &[Param], grads: &mut Gradients, max_norm: f64, norm_type: f64) -> Result<f64> {
-    let norm = grad_norm(params, grads, norm_type)?;
-    let factor = max_norm / (norm + 1e-6);
-    // a NaN norm reaches the gradients
-    if factor < 1.0 || factor.is_nan() {
-        change(params, grads, Change::Scale(factor))?;
-    }
-    Ok(norm)
+    clip_grad_norm_tensor(params, grads, max_norm, norm_type)?.item()
+}
+
+/// The same with the norm as a tensor (f64, no dimensions). A GPU decides by itself whether to scale: nothing is waited
+/// for, and a graph can record it.
+///
+/// # Errors
+/// If `norm_type` is not positive.
+#[track_caller]
+pub fn clip_grad_norm_tensor(
+    params: &[Param],
+    grads: &mut Gradients,
+    max_norm: f64,
+    norm_type: f64,
+) -> Result<Tensor> {
+    check(norm_type)?;
+    change(params, grads, |found| {
+        #[cfg(gpu)]
+        if let Some(device) = gpu::common(found) {
+            return gpu::clip(device, found, max_norm, norm_type);
+        }
+        let norm = norm(found, norm_type)?;
+        let factor = max_norm / (norm + 1e-6);
+        // a NaN norm reaches the gradients
+        if factor < 1.0 || factor.is_nan() {
+            change_on_cpu(found, Change::Scale(factor))?;
+        }
+        Ok(Tensor::from_cpu(CpuVec::from_slice(&[norm]), (), "grad_norm"))
+    })
 }
 
 /// Cuts every element of the gradients of `params` off at -max and max.
@@ -56,7 +76,45 @@ pub fn clip_grad_norm(params: &[Param], grads: &mut Gradients, max_norm: f64, no
 #[track_caller]
 pub fn clip_grad_value(params: &[Param], grads: &mut Gradients, max: f64) -> Result<()> {
     ensure!(max >= 0.0, "clip_grad_value", "the largest value is {max}");
-    change(params, grads, Change::CutOff(max))
+    change(params, grads, |found| {
+        #[cfg(gpu)]
+        if let Some(device) = gpu::common(found) {
+            return gpu::cut_off(device, found, max);
+        }
+        change_on_cpu(found, Change::CutOff(max))
+    })
+}
+
+#[track_caller]
+fn check(norm_type: f64) -> Result<()> {
+    ensure!(norm_type > 0.0, "grad_norm", "the norm's type is {norm_type}, needs a positive number");
+    Ok(())
+}
+
+/// Takes the gradients out, so that nobody else holds them, and puts them back when `f` is done.
+fn change<R>(
+    params: &[Param],
+    grads: &mut Gradients,
+    f: impl FnOnce(&mut [Tensor]) -> Result<R>,
+) -> Result<R> {
+    let (owners, mut found): (Vec<&Param>, Vec<Tensor>) =
+        params.iter().filter_map(|p| Some((p, grads.remove(p)?.detach()))).unzip();
+    let result = f(&mut found);
+    for (p, grad) in owners.into_iter().zip(found) {
+        grads.insert(p, grad);
+    }
+    result
+}
+
+/// The norm of all, by the CPU.
+fn norm(found: &[Tensor], norm_type: f64) -> Result<f64> {
+    let found: Vec<Tensor> = found.iter().map(Tensor::contiguous).collect::<Result<_>>()?;
+    let lengths: Vec<usize> = found.iter().map(Tensor::numel).collect();
+    let max = norm_type == f64::INFINITY;
+    let join = move |a: f64, b: f64| if max { larger(a, b) } else { a + b };
+    let sums = sum_chunks(&lengths, join, |i, range| [powers(&found[i], range, norm_type)]);
+    let total = sums.into_iter().fold(0.0, |a, [b]| join(a, b));
+    Ok(if max { total } else { total.powf(1.0 / norm_type) })
 }
 
 /// NaN if either is.
@@ -119,12 +177,10 @@ impl Change {
 }
 
 /// Changes every gradient in place.
-fn change(params: &[Param], grads: &mut Gradients, change: Change) -> Result<()> {
-    let mut found: Vec<(&Param, Tensor)> =
-        params.iter().filter_map(|p| Some((p, grads.remove(p)?.detach()))).collect();
-    let lengths: Vec<usize> = found.iter().map(|(_, g)| g.numel()).collect();
+fn change_on_cpu(found: &mut [Tensor], change: Change) -> Result<()> {
+    let lengths: Vec<usize> = found.iter().map(Tensor::numel).collect();
     let mut runs: Vec<Box<dyn Fn(Range<usize>) + Send + Sync>> = Vec::new();
-    for (_, grad) in &mut found {
+    for grad in found {
         for_float!(grad.dtype(), "clip", T => {
             let target = SharedMut::new(make_mut::<T>(grad));
             runs.push(Box::new(move |range| {
@@ -134,8 +190,58 @@ fn change(params: &[Param], grads: &mut Gradients, change: Change) -> Result<()>
         });
     }
     for_chunks(&lengths, |i, range| runs[i](range));
-    found.into_iter().for_each(|(p, grad)| grads.insert(p, grad));
     Ok(())
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use crate::{
+        DType, Device, Result, Tensor,
+        gpu::{self, Many, sys},
+    };
+
+    const OP: &str = "clip_grad";
+
+    /// The GPU that all are on.
+    pub fn common(found: &[Tensor]) -> Option<Device> {
+        let device = found.first()?.device();
+        (device != Device::Cpu && found.iter().all(|t| t.device() == device)).then_some(device)
+    }
+
+    fn many(device: Device, found: &[Tensor]) -> Result<Many> {
+        let mut many = Many::new(OP, device);
+        found.iter().enumerate().try_for_each(|(i, t)| many.push(t, None, &[], None, i))?;
+        Ok(many)
+    }
+
+    /// \[norm, most / (norm + 1e-6)\] on the device.
+    pub fn norm(device: Device, found: &[Tensor], norm_type: f64, most: f64) -> Result<Tensor> {
+        let found: Vec<Tensor> = found.iter().map(Tensor::contiguous).collect::<Result<_>>()?;
+        let many = many(device, &found)?;
+        let result = gpu::empty(&found[0], &[2], DType::F64, OP)?;
+        let workspace =
+            many.workspace(&result, |tensors, n| unsafe { sys::smalti_grad_norm_workspace(tensors, n) })?;
+        let (to, scratch) = (result.gpu_ptr().cast(), workspace.gpu_ptr().cast());
+        many.launch(|tensors, n, stream| unsafe {
+            sys::smalti_grad_norm(tensors, n, norm_type, most, to, scratch, stream)
+        })?;
+        Ok(result)
+    }
+
+    pub fn clip(device: Device, found: &mut [Tensor], most: f64, norm_type: f64) -> Result<Tensor> {
+        let result = norm(device, found, norm_type, most)?;
+        found.iter_mut().try_for_each(|t| gpu::writable(OP, t))?;
+        let factor = result.gpu_ptr().cast::<f64>().wrapping_add(1).cast_const();
+        many(device, found)?
+            .launch(|tensors, n, stream| unsafe { sys::smalti_grad_scale(tensors, n, factor, stream) })?;
+        result.narrow(0, 0, 1)?.reshape(())
+    }
+
+    pub fn cut_off(device: Device, found: &mut [Tensor], most: f64) -> Result<()> {
+        found.iter_mut().try_for_each(|t| gpu::writable(OP, t))?;
+        many(device, found)?
+            .launch(|tensors, n, stream| unsafe { sys::smalti_grad_clamp(tensors, n, most, stream) })
+    }
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 //! Exponential moving averages of parameters.
 
-use super::update::for_chunks;
+use super::update::{for_chunks, is_recording};
 use crate::{
-    DType, Result, Tensor,
+    DType, Device, Result, Tensor,
     cpu::{
         parallel::{Shared, SharedMut},
         simd::simd_of,
@@ -22,6 +22,8 @@ pub struct Ema {
     updates: u64,
     sources: Vec<Param>,
     averages: Vec<Param>,
+    /// The decay on each GPU that averages are on.
+    numbers: Vec<Tensor>,
 }
 
 impl Ema {
@@ -38,19 +40,42 @@ impl Ema {
             Ok(Param::new(p.name(), wide))
         };
         let averages = params.iter().map(start).collect::<Result<_>>()?;
-        Ok(Ema { decay, warmup, updates: 0, sources: params.to_vec(), averages })
+        Ok(Ema { decay, warmup, updates: 0, sources: params.to_vec(), averages, numbers: Vec::new() })
     }
 
-    /// Takes the present values in.
+    /// Takes the present values in. A graph can record it, after it has run once in the ordinary way; see
+    /// `next_update`.
     ///
     /// # Errors
-    /// None on the CPU.
+    /// While a graph is recorded: if this was not so.
     pub fn update(&mut self) -> Result<()> {
-        let t = self.updates as f64;
-        let decay = if self.warmup { self.decay.min((1.0 + t) / (10.0 + t)) } else { self.decay };
-        average_into(&self.averages, &self.sources, decay)?;
+        let decay = self.decay_now();
+        if is_recording() {
+            return average(&self.averages, &self.sources, decay, Some(&self.numbers));
+        }
+        #[cfg(gpu)]
+        gpu::write(&mut self.numbers, &self.averages, decay)?;
+        average(&self.averages, &self.sources, decay, Some(&self.numbers))?;
         self.updates += 1;
         Ok(())
+    }
+
+    /// To be called before each launch of a graph in which an update was recorded: writes the decay to the device, and
+    /// counts the update.
+    ///
+    /// # Errors
+    /// If a graph is being recorded.
+    #[cfg(gpu)]
+    pub fn next_update(&mut self) -> Result<()> {
+        let decay = self.decay_now();
+        gpu::write(&mut self.numbers, &self.averages, decay)?;
+        self.updates += 1;
+        Ok(())
+    }
+
+    fn decay_now(&self) -> f64 {
+        let t = self.updates as f64;
+        if self.warmup { self.decay.min((1.0 + t) / (10.0 + t)) } else { self.decay }
     }
 
     /// Runs `f` with the averages in the parameters' place: how a model is evaluated with them.
@@ -101,12 +126,19 @@ impl Ema {
 }
 
 /// target = decay * target + (1 - decay) * source for every pair, in one pass over the memory: the momentum
-/// update of MoCo's key encoder. Integers are copied.
+/// update of MoCo's key encoder. Integers are copied. In a recorded graph `decay` stays what it is at the recording.
 ///
 /// # Errors
 /// If the lists differ in length, or a pair in shape.
 #[track_caller]
 pub fn average_into(targets: &[Param], sources: &[Param], decay: f64) -> Result<()> {
+    average(targets, sources, decay, None)
+}
+
+/// The same; on GPUs the decay is read from `numbers` where these are given.
+#[cfg_attr(not(gpu), allow(unused_variables))]
+#[track_caller]
+fn average(targets: &[Param], sources: &[Param], decay: f64, numbers: Option<&[Tensor]>) -> Result<()> {
     ensure!(
         targets.len() == sources.len(),
         "average",
@@ -114,7 +146,7 @@ pub fn average_into(targets: &[Param], sources: &[Param], decay: f64) -> Result<
         targets.len(),
         sources.len()
     );
-    let mut floats = Vec::new();
+    let mut pairs: Vec<(Device, Vec<Pair>)> = Vec::new();
     for (target, source) in targets.iter().zip(sources) {
         let (old, new) = (target.value(), source.value());
         ensure!(
@@ -126,7 +158,32 @@ pub fn average_into(targets: &[Param], sources: &[Param], decay: f64) -> Result<
             source.name(),
             new.shape()
         );
-        let new = new.to_dtype(old.dtype())?.contiguous()?;
+        let pair = (target, new.transferred(old.device())?.contiguous()?);
+        match pairs.iter_mut().find(|(device, _)| *device == old.device()) {
+            Some((_, pairs)) => pairs.push(pair),
+            None => pairs.push((old.device(), vec![pair])),
+        }
+    }
+    for (device, pairs) in pairs {
+        match device {
+            Device::Cpu => average_on_cpu(&pairs, decay)?,
+            #[cfg(gpu)]
+            _ => gpu::average(device, pairs, decay, numbers)?,
+            #[cfg(not(gpu))]
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// An average and what goes into it, contiguous and on one device.
+type Pair<'a> = (&'a Param, Tensor);
+
+fn average_on_cpu(pairs: &[Pair], decay: f64) -> Result<()> {
+    let mut floats = Vec::new();
+    for (target, new) in pairs {
+        let old = target.value();
+        let new = new.to_dtype(old.dtype())?;
         if matches!(old.dtype(), DType::F32 | DType::F64) {
             floats.push((target, new));
         } else if old.dtype().is_half() {
@@ -158,6 +215,63 @@ fn lerp<R: Real>(average: &mut [R], x: &[R], decay: f64) {
         #[inline(always)]
         || average.iter_mut().zip(x).for_each(|(a, &x)| *a = keep * *a + take * x),
     );
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::Pair;
+    use crate::{
+        DType, Device, Result, Tensor, bail,
+        gpu::{self, Many, elementwise, sys},
+        nn::Param,
+    };
+
+    const OP: &str = "average";
+
+    /// Writes the decay to every GPU that averages are on.
+    pub fn write(numbers: &mut Vec<Tensor>, averages: &[Param], decay: f64) -> Result<()> {
+        let mut seen = Vec::new();
+        for p in averages {
+            let device = p.value().device();
+            if device != Device::Cpu && !seen.contains(&device) {
+                seen.push(device);
+                let decay = Device::Cpu.scope(|| Tensor::from_slice(&[decay], [1]))?;
+                gpu::write_numbers(numbers, device, &decay)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// In place, many in a launch.
+    pub fn average(device: Device, pairs: Vec<Pair>, decay: f64, numbers: Option<&[Tensor]>) -> Result<()> {
+        let number = numbers.map(|all| gpu::numbers_on(all, device));
+        let at = match number {
+            None => std::ptr::null(),
+            Some(Some(number)) => {
+                gpu::touch(number);
+                number.gpu_ptr().cast::<f64>().cast_const()
+            }
+            Some(None) => bail!(OP, "an update is recorded after it has run once in the ordinary way"),
+        };
+        let mut sources = Vec::with_capacity(pairs.len());
+        for (target, new) in &pairs {
+            let dtype = target.value().dtype();
+            // the kernel widens; all else is converted first
+            let widens = dtype == DType::F32 && new.dtype().is_half();
+            sources.push(if widens { new.clone() } else { new.to_dtype(dtype)? });
+        }
+        let mut locks: Vec<_> = pairs.iter().map(|(target, _)| target.lock()).collect();
+        let mut many = Many::new(OP, device);
+        for (i, (lock, new)) in locks.iter_mut().zip(&sources).enumerate() {
+            let target = lock.on_gpu(OP)?;
+            if target.dtype().is_float() {
+                many.push(target, Some(new), &[], None, i)?;
+            } else {
+                elementwise::copy(OP, new, target)?;
+            }
+        }
+        many.launch(|tensors, n, stream| unsafe { sys::smalti_average(tensors, n, at, decay, stream) })
+    }
 }
 
 #[cfg(test)]

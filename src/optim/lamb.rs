@@ -2,8 +2,10 @@
 
 use super::{
     adam::{MOMENTS, check, moments},
-    update::{Algorithm, Job, Rule, norms, step},
+    update::{Algorithm, Job, Rule, Slot, norms, step},
 };
+#[cfg(gpu)]
+use crate::gpu::sys;
 use crate::{Result, dtype::Real};
 
 /// r = m' / (sqrt(v') + eps) + weight_decay * w with Adam's corrected moments; w -= lr * |w| / |r| * r. The ratio
@@ -39,26 +41,44 @@ impl Algorithm for Lamb {
     }
 
     fn advance(&self, jobs: &mut [Job], lr: f64) {
-        let rule = |job: &Job| {
-            let correction = |beta: f64| 1.0 - beta.powf(job.slot.steps as f64);
-            Direction {
-                betas: self.betas,
-                first: 1.0 / correction(self.betas.0),
-                root: 1.0 / correction(self.betas.1).sqrt(),
-                eps: self.eps,
-                decay: job.slot.weight_decay,
-                lr: lr * job.slot.lr_scale,
-            }
-        };
-        let mut rules: Vec<Direction> = jobs.iter().map(rule).collect();
+        let mut rules: Vec<Direction> = jobs.iter().map(|job| self.rule(job.slot, lr)).collect();
         let norms = norms(jobs, &rules);
         for ((rule, job), [w, r]) in rules.iter_mut().zip(jobs.iter()).zip(norms) {
-            let adapts = job.slot.trust.unwrap_or(job.slot.weight_decay != 0.0);
-            if adapts && w > 0.0 && r > 0.0 {
+            if adapts(job.slot) && w > 0.0 && r > 0.0 {
                 rule.lr *= w / r;
             }
         }
         step(jobs, &rules);
+    }
+
+    #[cfg(gpu)]
+    fn kernel(&self) -> u32 {
+        sys::SMALTI_LAMB
+    }
+
+    #[cfg(gpu)]
+    fn numbers(&self, slot: &Slot, lr: f64) -> [f64; 8] {
+        let Direction { betas: (b1, b2), first, root, eps, decay, lr } = self.rule(slot, lr);
+        [b1, b2, eps, first, root, decay, lr, f64::from(u8::from(adapts(slot)))]
+    }
+}
+
+/// Does the step go by the trust ratio?
+fn adapts(slot: &Slot) -> bool {
+    slot.trust.unwrap_or(slot.weight_decay != 0.0)
+}
+
+impl Lamb {
+    fn rule(&self, slot: &Slot, lr: f64) -> Direction {
+        let correction = |beta: f64| 1.0 - beta.powf(slot.steps as f64);
+        Direction {
+            betas: self.betas,
+            first: 1.0 / correction(self.betas.0),
+            root: 1.0 / correction(self.betas.1).sqrt(),
+            eps: self.eps,
+            decay: slot.weight_decay,
+            lr: lr * slot.lr_scale,
+        }
     }
 }
 

@@ -2,8 +2,10 @@
 
 use super::{
     sgd::Momentum,
-    update::{Algorithm, Job, Rule, norms, step},
+    update::{Algorithm, Job, Rule, Slot, norms, step},
 };
+#[cfg(gpu)]
+use crate::gpu::sys;
 use crate::{Result, dtype::Real, ensure};
 
 /// SGD with momentum whose gradient is first scaled, per parameter, by a trust ratio.
@@ -55,26 +57,54 @@ impl Algorithm for Lars {
     }
 
     fn advance(&self, jobs: &mut [Job], lr: f64) {
-        let adapts =
-            |job: &Job| job.slot.trust.unwrap_or(self.trust != Trust::Matrices || job.slot.rank() > 1);
         let decayed = self.trust == Trust::Matrices;
         let look = |job: &Job| Look(if decayed { job.slot.weight_decay } else { 0.0 });
         let looks: Vec<Look> = jobs.iter().map(look).collect();
         let norms = norms(jobs, &looks);
         let rule = |(job, [w, g]): (&Job, [f64; 2])| {
-            let rate = lr * job.slot.lr_scale;
-            let (ratio, decay) =
-                if adapts(job) { self.ratio(w, g, job.slot.weight_decay, rate) } else { (1.0, 0.0) };
-            let first = job.slot.steps == 1;
-            let old = if first { 0.0 } else { self.momentum };
-            Momentum { sign: ratio, decay: ratio * decay, old, new: 1.0, ahead: None, lr: rate }
+            let mut rule = self.rule(job.slot, lr);
+            let (ratio, decay) = if self.adapts(job.slot) {
+                self.ratio(w, g, job.slot.weight_decay, rule.lr)
+            } else {
+                (1.0, 0.0)
+            };
+            (rule.sign, rule.decay) = (ratio, ratio * decay);
+            rule
         };
         let rules: Vec<Momentum> = jobs.iter().zip(norms).map(rule).collect();
         step(jobs, &rules);
     }
+
+    #[cfg(gpu)]
+    fn kernel(&self) -> u32 {
+        match self.trust {
+            Trust::Matrices => sys::SMALTI_LARS,
+            Trust::All => sys::SMALTI_LARC,
+            Trust::Clipped => sys::SMALTI_LARC_CLIPPED,
+        }
+    }
+
+    #[cfg(gpu)]
+    fn numbers(&self, slot: &Slot, lr: f64) -> [f64; 8] {
+        let rule = self.rule(slot, lr);
+        let adapts = f64::from(u8::from(self.adapts(slot)));
+        [self.coefficient, rule.decay, rule.old, rule.new, 0.0, rule.lr, adapts, 0.0]
+    }
 }
 
 impl Lars {
+    /// Does the ratio scale the gradient?
+    fn adapts(&self, slot: &Slot) -> bool {
+        slot.trust.unwrap_or(self.trust != Trust::Matrices || slot.rank() > 1)
+    }
+
+    /// The update without a ratio.
+    fn rule(&self, slot: &Slot, lr: f64) -> Momentum {
+        let old = if slot.steps == 1 { 0.0 } else { self.momentum };
+        let (decay, lr) = (slot.weight_decay, lr * slot.lr_scale);
+        Momentum { sign: 1.0, decay, old, new: 1.0, ahead: None, lr }
+    }
+
     /// The factor of the gradient, and the decay that is added to it before.
     fn ratio(&self, w: f64, g: f64, decay: f64, lr: f64) -> (f64, f64) {
         let none = w == 0.0 || g == 0.0;

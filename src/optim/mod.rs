@@ -21,6 +21,8 @@
 mod adam;
 mod clip;
 mod ema;
+#[cfg(all(test, feature = "emulate"))]
+mod gpu_tests;
 mod group;
 mod lamb;
 mod lars;
@@ -29,7 +31,7 @@ mod sgd;
 mod update;
 
 pub use adam::{Adam, AdamW};
-pub use clip::{clip_grad_norm, clip_grad_value, grad_norm};
+pub use clip::{clip_grad_norm, clip_grad_norm_tensor, clip_grad_value, grad_norm};
 pub use ema::{Ema, average_into};
 pub use group::{Group, layer_decay, no_decay_1d};
 pub use lamb::Lamb;
@@ -49,6 +51,15 @@ pub trait Optimizer: Send {
     /// If `lr` is no finite number from 0 up, or a gradient has another shape than its parameter; nothing has
     /// been changed then.
     fn step(&mut self, grads: &Gradients, lr: f64) -> Result<()>;
+
+    /// To be called before each launch of a graph in which a step was recorded: writes what changes from step to step
+    /// (`lr`, corrections by the number of steps) to the device, and counts a step for the parameters that move in it.
+    /// The numbers of `step` at the recording do not matter; before that, `step` has run once in the ordinary way.
+    ///
+    /// # Errors
+    /// If `lr` is no finite number from 0 up, or a graph is being recorded.
+    #[cfg(gpu)]
+    fn next_step(&mut self, lr: f64) -> Result<()>;
 
     /// All that has to be saved, as `<parameter>.<what>`: moments, step counts, f32 copies of half-precision
     /// parameters. Parameters that have not moved yet have no state.

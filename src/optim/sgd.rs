@@ -1,6 +1,8 @@
 //! Stochastic gradient descent.
 
-use super::update::{Algorithm, Job, Rule, step};
+use super::update::{Algorithm, Job, Rule, Slot, step};
+#[cfg(gpu)]
+use crate::gpu::sys;
 use crate::{Result, dtype::Real, ensure};
 
 /// SGD with momentum, as PyTorch's: g += weight_decay * w; b = momentum * b + (1 - dampening) * g (the first b
@@ -41,21 +43,41 @@ impl Algorithm for Sgd {
     }
 
     fn advance(&self, jobs: &mut [Job], lr: f64) {
-        let rule = |job: &Job| Momentum {
-            sign: if self.maximize { -1.0 } else { 1.0 },
-            decay: job.slot.weight_decay,
-            // the first buffer is the gradient, undamped
-            old: if job.slot.steps == 1 { 0.0 } else { self.momentum },
-            new: if job.slot.steps == 1 { 1.0 } else { 1.0 - self.dampening },
-            ahead: self.nesterov.then_some(self.momentum),
-            lr: lr * job.slot.lr_scale,
-        };
-        let rules: Vec<Momentum> = jobs.iter().map(rule).collect();
+        let rules: Vec<Momentum> = jobs.iter().map(|job| self.rule(job.slot, lr)).collect();
         if self.momentum == 0.0 {
             let plain: Vec<Plain> = rules.into_iter().map(Plain).collect();
             step(jobs, &plain);
         } else {
             step(jobs, &rules);
+        }
+    }
+
+    #[cfg(gpu)]
+    fn kernel(&self) -> u32 {
+        if self.momentum == 0.0 { sys::SMALTI_SGD } else { sys::SMALTI_MOMENTUM }
+    }
+
+    #[cfg(gpu)]
+    fn numbers(&self, slot: &Slot, lr: f64) -> [f64; 8] {
+        let rule = self.rule(slot, lr);
+        if self.momentum == 0.0 {
+            return [rule.sign, rule.decay, rule.lr, 0.0, 0.0, 0.0, 0.0, 0.0];
+        }
+        [rule.sign, rule.decay, rule.old, rule.new, rule.ahead.unwrap_or(0.0), rule.lr, 0.0, 0.0]
+    }
+}
+
+impl Sgd {
+    fn rule(&self, slot: &Slot, lr: f64) -> Momentum {
+        // the first buffer is the gradient, undamped
+        let first = slot.steps == 1;
+        Momentum {
+            sign: if self.maximize { -1.0 } else { 1.0 },
+            decay: slot.weight_decay,
+            old: if first { 0.0 } else { self.momentum },
+            new: if first { 1.0 } else { 1.0 - self.dampening },
+            ahead: self.nesterov.then_some(self.momentum),
+            lr: lr * slot.lr_scale,
         }
     }
 }
