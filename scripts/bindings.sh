@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Makes src/gpu/bindings.rs from cuda/kernels.h. `--check` compares instead and fails if they differ.
-# Needs bindgen (cargo install bindgen-cli --version 0.72.1 --locked) and libclang (apt-get install libclang-dev).
+# Installs bindgen and libclang under target/tools if need be.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/toolkit.sh
+use_bindgen
 make() {
     bindgen cuda/kernels.h --no-layout-tests --no-doc-comments --use-core --no-prepend-enum-name \
         --allowlist-item 'smalti_.*' --allowlist-item 'SMALTI_.*' --rust-target 1.85 --rust-edition 2024 \

@@ -9,21 +9,10 @@
 #                                    on the CPU ($PYTHON, default python3), and the table of both.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/toolkit.sh
 stage=target/gpu
 out=${OUT:-target/gpu-results}
 python=${PYTHON:-python3}
-
-find_nvcc() {
-    command -v "${NVCC:-nvcc}" > /dev/null && return
-    local venv=target/nvcc
-    if [ ! -x "$venv/bin/pip" ]; then
-        python3 -m venv "$venv"
-        "$venv/bin/pip" -q install "nvidia-cuda-nvcc==13.0.*" "nvidia-cuda-runtime==13.0.*" \
-            "nvidia-cuda-crt==13.0.*" "nvidia-nvvm==13.0.*" "nvidia-cuda-cccl==13.0.*"
-    fi
-    CUDA_HOME=$(echo "$PWD/$venv"/lib/python3*/site-packages/nvidia/cu13)
-    export CUDA_HOME PATH="$CUDA_HOME/bin:$PATH"
-}
 
 # Programs that cargo built, as lines "NAME PATH".
 programs() {
@@ -37,7 +26,7 @@ for line in sys.stdin:
 }
 
 stage() {
-    find_nvcc
+    use_nvcc
     export SMALTI_CUDA_ARCH=${SMALTI_CUDA_ARCH:-90a} CARGO_INCREMENTAL=0 CARGO_TARGET_DIR="$PWD/target/cuda"
     rm -rf "$stage"
     mkdir -p "$stage/tests"

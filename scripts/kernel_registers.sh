@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
 # Registers, shared memory and spills of every kernel: scripts/kernel_registers.sh [ARCH]... (default 80 90a).
 # Compiles each file of cuda/ with nvcc, prints a table, and fails if a kernel spills more bytes than $SPILL (default
-# 32) or does not compile. Needs nvcc on the PATH.
+# 32) or does not compile. nvcc comes from pip if there is none.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/toolkit.sh
+use_nvcc
 archs=("$@")
 [ ${#archs[@]} -gt 0 ] || archs=(80 90a)
 table=$(mktemp)

@@ -301,7 +301,16 @@ macro_rules! real {
         }
     };
 }
-real!(f32, simd::exp_f32, simd::exp_low_f32, simd::ln_f32, simd::ln_1p_f32, simd::tanh_f32, simd::erf_f32, simd::normal_f32);
+real!(
+    f32,
+    simd::exp_f32,
+    simd::exp_low_f32,
+    simd::ln_f32,
+    simd::ln_1p_f32,
+    simd::tanh_f32,
+    simd::erf_f32,
+    simd::normal_f32
+);
 real!(f64, f64::exp, f64::exp, f64::ln, f64::ln_1p, f64::tanh, libm::erf, simd::normal_f64);
 
 impl Float for bf16 {

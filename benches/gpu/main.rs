@@ -25,5 +25,7 @@ fn main() {
 
 #[cfg(not(any(feature = "cuda", feature = "emulate")))]
 fn main() {
-    eprintln!("the GPU benchmarks need --features cuda (or emulate, which proves the code and measures nothing)");
+    eprintln!(
+        "the GPU benchmarks need --features cuda (or emulate, which proves the code and measures nothing)"
+    );
 }

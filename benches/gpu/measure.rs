@@ -73,8 +73,10 @@ impl Timer {
         gpu::synchronize(self.device)?;
         let once = start.elapsed();
         let peak = gpu::stats(self.device)?.peak;
-        let graphs: Option<Vec<gpu::Graph>> =
-            sets.iter().map(|set| gpu::Graph::capture(self.device, || call(set)).ok().map(|(graph, ())| graph)).collect();
+        let graphs: Option<Vec<gpu::Graph>> = sets
+            .iter()
+            .map(|set| gpu::Graph::capture(self.device, || call(set)).ok().map(|(graph, ())| graph))
+            .collect();
         let runs = (TARGET.as_secs_f64() / once.as_secs_f64().max(1e-5)).clamp(5.0, 50.0) as usize;
         let mut ms = Vec::with_capacity(runs);
         for run in 0..runs + 1 {

@@ -19,7 +19,13 @@ struct Options {
 }
 
 fn options() -> Result<Options> {
-    let mut found = Options { shapes: PathBuf::new(), out: None, only: None, budget: Duration::from_secs(300), tiny: false };
+    let mut found = Options {
+        shapes: PathBuf::new(),
+        out: None,
+        only: None,
+        budget: Duration::from_secs(300),
+        tiny: false,
+    };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| Error::msg(format!("{word} needs a value")));
@@ -29,7 +35,8 @@ fn options() -> Result<Options> {
             "--only" => found.only = Some(value()?),
             "--budget-s" => {
                 let text = value()?;
-                let seconds = text.parse().map_err(|_| Error::msg(format!("--budget-s {text}: needs seconds")))?;
+                let seconds =
+                    text.parse().map_err(|_| Error::msg(format!("--budget-s {text}: needs seconds")))?;
                 found.budget = Duration::from_secs(seconds);
             }
             "--tiny" => found.tiny = true,
@@ -65,15 +72,19 @@ pub fn run() -> Result<()> {
     let start = Instant::now();
     let device = Device::cuda(0)?;
     let mut file = match &options.out {
-        Some(path) => Some(fs::File::create(path).map_err(|e| Error::msg(format!("{}: {e}", path.display())))?),
+        Some(path) => {
+            Some(fs::File::create(path).map_err(|e| Error::msg(format!("{}: {e}", path.display())))?)
+        }
         None => None,
     };
     let mut emit = |line: Value| -> Result<()> {
         println!("{line}");
         file.as_mut().map_or(Ok(()), |f| writeln!(f, "{line}")).map_err(|e| Error::msg(e.to_string()))
     };
-    emit(json!({"work": "meta", "impl": "smalti", "version": env!("CARGO_PKG_VERSION"), "tiny": options.tiny,
-        "emulated": smalti::gpu::is_emulated()}))?;
+    emit(
+        json!({"work": "meta", "impl": "smalti", "version": env!("CARGO_PKG_VERSION"), "tiny": options.tiny,
+        "emulated": smalti::gpu::is_emulated()}),
+    )?;
     let timer = Timer::new(device, options.tiny)?;
     for (name, shape) in shapes(&options)? {
         let head = json!({"work": name, "shape": shape, "impl": "smalti"});

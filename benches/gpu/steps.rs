@@ -49,7 +49,8 @@ fn mae(timer: &Timer, shape: &Value) -> Result<Vec<Value>> {
     let n = at("batch")?;
     let images = Tensor::randn([n, 3, image, image], &mut rng)?;
     let noise = Tensor::rand([n, patches], &mut rng)?;
-    let optimizer = RefCell::new(AdamW { weight_decay: 0.05, ..AdamW::default() }.over(&model.params().trained(), &[])?);
+    let optimizer =
+        RefCell::new(AdamW { weight_decay: 0.05, ..AdamW::default() }.over(&model.params().trained(), &[])?);
     let mut fields = timer.time(&[()], |()| {
         let loss = model.forward(&images, model.mask(&noise)?)?.loss;
         optimizer.borrow_mut().step(&loss.backward()?, 1e-4)

@@ -2,11 +2,11 @@
 
 use crate::measure::{Case, Timer};
 use serde_json::{Value, json};
-use smalti::{
-    CrossEntropy, DType, Error, Interpolation, InterpolateOptions, OutputSize, PatchOrder, Result, Rng, Running,
-    RoiAlignOptions, Tensor, nms, nn::Param, optim,
-};
 use smalti::optim::{Algorithm, Optimizer};
+use smalti::{
+    CrossEntropy, DType, Error, InterpolateOptions, Interpolation, OutputSize, PatchOrder, Result, Rng,
+    RoiAlignOptions, Running, Tensor, nms, nn::Param, optim,
+};
 
 /// Memory of all sets of inputs together, bytes: several times the L2 cache where the work is small.
 const ROTATE: usize = 256 << 20;
@@ -22,7 +22,9 @@ struct Make<'a> {
 impl Make<'_> {
     /// A number of the work's shape.
     fn size(&self, key: &str) -> Result<usize> {
-        let found = self.shape[key].as_u64().ok_or_else(|| Error::msg(format!("the shape {} has no {key}", self.shape)))?;
+        let found = self.shape[key]
+            .as_u64()
+            .ok_or_else(|| Error::msg(format!("the shape {} has no {key}", self.shape)))?;
         Ok(found as usize)
     }
 
@@ -85,7 +87,8 @@ pub fn run(timer: &Timer, name: &str, shape: &Value) -> Result<Vec<Value>> {
     if let "adamw" | "ema" = kind {
         return update(timer, kind == "adamw", shape);
     }
-    let (dtype, build) = family(kind).ok_or_else(|| Error::msg(format!("smalti has no work named {name}")))?;
+    let (dtype, build) =
+        family(kind).ok_or_else(|| Error::msg(format!("smalti has no work named {name}")))?;
     let make = |set: usize| build(&mut Make { shape, rng: Rng::new(set as u64 + 1), dtype });
     let first = make(0)?;
     let bytes: usize = first.leaves.iter().map(|t| t.numel() * t.dtype().size()).sum();
@@ -169,7 +172,8 @@ fn patch_embed(make: &mut Make) -> Result<Case> {
     let (weight, bias) = (make.leaf(&[dim, 3 * p * p], 0.03)?, make.leaf(&[dim], 1.0)?);
     let (ids, _, _) = make.rand(&[n, (image / p) * (image / p)])?.random_masking_ids(keep)?;
     let leaves = vec![weight.clone(), bias.clone()];
-    let forward = move || one(images.patchify_kept(&ids, p, PatchOrder::ChannelFirst)?.linear(&weight, Some(&bias)));
+    let forward =
+        move || one(images.patchify_kept(&ids, p, PatchOrder::ChannelFirst)?.linear(&weight, Some(&bias)));
     Ok(Case { leaves, forward: Box::new(forward) })
 }
 
@@ -249,7 +253,8 @@ fn roi_align(make: &mut Make) -> Result<Case> {
     let image = make.rand(&[count, 1])?.mul_scalar(b as f64)?.to_dtype(DType::I64)?.to_dtype(DType::F32)?;
     let boxes = Tensor::cat(&[image, corner, far], 1)?;
     let leaves = vec![x.clone()];
-    let options = RoiAlignOptions { output_size: [out, out], spatial_scale: 0.25, sampling_ratio: 0, aligned: true };
+    let options =
+        RoiAlignOptions { output_size: [out, out], spatial_scale: 0.25, sampling_ratio: 0, aligned: true };
     Ok(Case { leaves, forward: Box::new(move || one(x.roi_align(&boxes, &options))) })
 }
 

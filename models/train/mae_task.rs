@@ -83,7 +83,8 @@ impl Task for MaeTask {
         let output = self.mae.forward(&images, self.mae.random_mask(images.shape()[0], &mut rng)?)?;
         let hidden = self.mae.mask_image(&output.masking.mask)?;
         let masked = images.sub(&images.mul(&hidden)?)?;
-        let pasted = masked.add(&self.mae.reconstruct(&images, &output.pred.to_dtype(images.dtype())?)?.mul(&hidden)?)?;
+        let pasted = masked
+            .add(&self.mae.reconstruct(&images, &output.pred.to_dtype(images.dtype())?)?.mul(&hidden)?)?;
         let mut columns = Vec::new();
         for values in [&images, &masked, &pasted] {
             columns.push(self.samples.pictures(&values.contiguous()?.to_vec::<f32>()?)?.into_iter());

@@ -112,7 +112,9 @@ impl Settings {
     pub fn of(recipe: &Recipe) -> Result<Settings> {
         if recipe.optim.precision == Precision::Bf16 {
             if Device::current()? == Device::Cpu {
-                return Err(Error::msg("optim.precision = \"bf16\" needs a GPU; train in \"f32\" on the CPU"));
+                return Err(Error::msg(
+                    "optim.precision = \"bf16\" needs a GPU; train in \"f32\" on the CPU",
+                ));
             }
             if recipe.job == Job::LinearProbe {
                 return Err(Error::msg("optim.precision = \"bf16\": a linear probe is trained in \"f32\""));

@@ -6,6 +6,8 @@
 pub(crate) mod bindings;
 mod driver;
 pub(crate) mod elementwise;
+#[cfg(all(test, feature = "emulate"))]
+mod far;
 mod graph;
 mod host;
 mod known;

@@ -274,7 +274,7 @@ fn recorded() -> Result<()> {
             let grads = gradients(&params, t)?;
             optimizer.next_step(lr)?;
             average.next_update()?;
-            let (_graph, norm) = Graph::capture(RECORDED, || {
+            let (graph, norm) = Graph::capture(RECORDED, || {
                 let copies = params.trained().iter().fold(Gradients::default(), |mut all, p| {
                     if let Some(g) = grads.get(p).and_then(|g| g.mul_scalar(1.0).ok()) {
                         all.insert(p, g);
@@ -283,6 +283,7 @@ fn recorded() -> Result<()> {
                 });
                 step(&params, &mut *optimizer, &mut average, copies, 7.0)
             })?;
+            graph.launch()?;
             assert!(norm.item()? > 0.0);
             assert_eq!(bits(&params)?, bits(&eager)?, "{name}");
             for ((what, a), (_, b)) in optimizer.state().iter().zip(&other.state()) {
