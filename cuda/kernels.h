@@ -275,6 +275,22 @@ int32_t smalti_masked_loss(const smalti_view *pred, const smalti_view *images, c
 
 /* ---- pool ---- */
 
+/* Windows of a pooling, (height, width); images are [N, C, H, W] of any strides. `adaptive`: window i of n takes
+   floor(i size / n) .. ceil((i + 1) size / n), and kernel, stride, padding and dilation are not looked at. */
+typedef struct {
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  int64_t divisor; /* of means; 0: the elements of the window with those of the padding, -1: those within the image */
+  int32_t adaptive;
+} smalti_pool;
+/* y and, i32, where in the H x W plane (H W < 2^31) each stands. The first of equal elements; NaN wins. */
+int32_t smalti_max_pool_forward(const smalti_view *x, const smalti_view *y, const smalti_view *at, const smalti_pool *pool,
+                                void *stream);
+int32_t smalti_max_pool_backward(const smalti_view *dy, const smalti_view *at, const smalti_view *dx,
+                                 const smalti_pool *pool, void *stream);
+/* Without dilation. */
+int32_t smalti_avg_pool_forward(const smalti_view *x, const smalti_view *y, const smalti_pool *pool, void *stream);
+int32_t smalti_avg_pool_backward(const smalti_view *dy, const smalti_view *dx, const smalti_pool *pool, void *stream);
+
 /* ---- resample: interpolate, grid_sample, point sampling ---- */
 
 /* ---- detection: ROIAlign, NMS ---- */
