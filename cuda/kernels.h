@@ -293,6 +293,21 @@ int32_t smalti_avg_pool_backward(const smalti_view *dy, const smalti_view *dx, c
 
 /* ---- resample: interpolate, grid_sample, point sampling ---- */
 
+typedef enum {
+  SMALTI_NEAREST, SMALTI_NEAREST_EXACT, SMALTI_LINEAR, SMALTI_CUBIC, SMALTI_AREA
+} smalti_interpolation;
+/* One axis of a resizing: `scale` pixels of the input are one of the output. */
+typedef struct {
+  int64_t input, output; /* below 2^31 */
+  double scale;
+  int32_t mode, align_corners, antialias;
+} smalti_resize;
+/* y [N, C, H', W'] from x [N, C, H, W] of any strides, by axes[0] for the height and axes[1] for the width; `back`: y is
+   the gradient of the input, x that of the output. Workspaces are aligned to 16 bytes. */
+int64_t smalti_interpolate_workspace(const smalti_view *x, const smalti_view *y, const smalti_resize *axes, int32_t back);
+int32_t smalti_interpolate(const smalti_view *x, const smalti_view *y, const smalti_resize *axes, int32_t back,
+                           void *workspace, void *stream);
+
 /* ---- detection: ROIAlign, NMS ---- */
 
 /* ---- attention ---- */
