@@ -308,6 +308,30 @@ int64_t smalti_interpolate_workspace(const smalti_view *x, const smalti_view *y,
 int32_t smalti_interpolate(const smalti_view *x, const smalti_view *y, const smalti_resize *axes, int32_t back,
                            void *workspace, void *stream);
 
+typedef enum { SMALTI_PAD_ZEROS, SMALTI_PAD_BORDER, SMALTI_PAD_REFLECTION } smalti_grid_padding;
+typedef struct {
+  int32_t mode; /* SMALTI_NEAREST (halves to even), SMALTI_LINEAR, SMALTI_CUBIC */
+  int32_t padding, align_corners;
+} smalti_grid;
+/* y [N, C, H', W'] from images x [N, C, H, W] at places grid [N, H', W', 2] (f32, or f64 for f64), all of any strides.
+   H W and 16 H' W' are below 2^31. */
+int32_t smalti_grid_sample_forward(const smalti_view *x, const smalti_view *grid, const smalti_view *y,
+                                   const smalti_grid *options, void *stream);
+/* dgrid: like grid. */
+int32_t smalti_grid_sample_backward_grid(const smalti_view *x, const smalti_view *grid, const smalti_view *dy,
+                                         const smalti_view *dgrid, const smalti_grid *options, void *stream);
+/* What the gradient of x needs: places [N, H' W' K] (i32, contiguous) in the H x W plane (H W: outside) of the K = 1, 4
+   or 16 pixels that each sample takes, and their weights, of the dtype of the grid. */
+int32_t smalti_grid_sample_taps(const smalti_view *grid, int64_t height, int64_t width, const smalti_view *places,
+                                const smalti_view *weights, const smalti_grid *options, void *stream);
+/* dx from those and the stable argsort `order` of each row of places; starts [N, H W + 1] (i32) is a workspace. */
+int32_t smalti_grid_sample_backward_input(const smalti_view *dy, const smalti_view *places, const smalti_view *weights,
+                                          const smalti_view *order, const smalti_view *starts, const smalti_view *dx,
+                                          void *stream);
+/* Contiguous y [N, H, W, 2] = theta [N, 2, 3] applied to (x, y, 1) of each pixel, and the gradient of theta. */
+int32_t smalti_affine_grid_forward(const smalti_view *theta, const smalti_view *y, int32_t align_corners, void *stream);
+int32_t smalti_affine_grid_backward(const smalti_view *dy, const smalti_view *dtheta, int32_t align_corners, void *stream);
+
 /* ---- detection: ROIAlign, NMS ---- */
 
 /* ---- attention ---- */
