@@ -332,6 +332,17 @@ int32_t smalti_grid_sample_backward_input(const smalti_view *dy, const smalti_vi
 int32_t smalti_affine_grid_forward(const smalti_view *theta, const smalti_view *y, int32_t align_corners, void *stream);
 int32_t smalti_affine_grid_backward(const smalti_view *dy, const smalti_view *dtheta, int32_t align_corners, void *stream);
 
+/* ---- unfold ---- */
+
+/* Windows of unfold and fold, (height, width). */
+typedef struct {
+  int64_t kernel[2], dilation[2], padding[2], stride[2];
+} smalti_windows;
+/* Columns y [N, C kh kw, L] from images x [N, C, H, W], L positions of the window; y contiguous, x of any strides. */
+int32_t smalti_unfold(const smalti_view *x, const smalti_view *y, const smalti_windows *windows, void *stream);
+/* Images y [N, C, H, W], contiguous, as sums of columns x [N, C kh kw, L] of any strides. */
+int32_t smalti_fold(const smalti_view *x, const smalti_view *y, const smalti_windows *windows, void *stream);
+
 /* ---- detection: ROIAlign, NMS ---- */
 
 /* ---- attention ---- */
