@@ -52,12 +52,12 @@ DEV double keys(double x, bool far, double& slope) {
 
 /// The pixels along one axis that a sample takes (-1: none), their weights and the weights' derivatives.
 template <int K> struct Taps {
-  int64_t at[K];
+  int32_t at[K];
   double weight[K], slope[K];
   int kept;
 
   DEV void set(const GridAxis& a, int k, double x, double w, double d) {
-    at[k] = x >= 0.0 && x < (double)a.size ? (int64_t)x : -1;
+    at[k] = x >= 0.0 && x < (double)a.size ? (int32_t)x : -1;
     weight[k] = w;
     slope[k] = d;
   }
@@ -111,12 +111,13 @@ __global__ void __launch_bounds__(kImageBlock)
     const Pixels::At o = p.at(i);
     Taps<K> rows, columns;
     s.find<A>(grid, o.n, o.y, o.x, rows, columns);
-    A weight[K][K];
+    A across[K], down[K];
     UNROLL for (int a = 0; a < K; a++) {
-      UNROLL for (int b = 0; b < K; b++) weight[a][b] = (A)(columns.weight[b] * rows.weight[a]);
+      across[a] = (A)columns.weight[a];
+      down[a] = (A)rows.weight[a];
     }
     const int64_t first = o.c * group, end = first + group < channels ? first + group : channels;
-    ROLLED for (int64_t c = first; c < end; c += V) {
+    auto channels_at = [&](int64_t c) {
       const T* from = x.at(o.n, c);
       A sum[V];
       UNROLL for (int j = 0; j < V; j++) sum[j] = 0;
@@ -126,11 +127,14 @@ __global__ void __launch_bounds__(kImageBlock)
           if (columns.at[b] < 0) continue;
           A v[V];
           fetch_wide<T, V>(from + rows.at[a] * x.h + columns.at[b] * x.w, v);
-          UNROLL for (int j = 0; j < V; j++) sum[j] += v[j] * weight[a][b];
+          UNROLL for (int j = 0; j < V; j++) sum[j] += v[j] * (across[b] * down[a]);
         }
       }
       put_narrow<T, V>(y.at(o.n, c, o.y, o.x), sum);
-    }
+    };
+    // a loop of one round would still have its offsets computed ahead, into registers that are not there
+    if constexpr (V > 1) channels_at(first);
+    else { ROLLED for (int64_t c = first; c < end; c++) channels_at(c); }
   }
 }
 
@@ -151,12 +155,15 @@ __global__ void __launch_bounds__(kImageBlock) sample_grad_grid(Image<const T> x
       const A g = widen(*dy.at(o.n, c, o.y, o.x));
       UNROLL for (int a = 0; a < K; a++) {
         if (rows.at[a] < 0) continue;
+        A slope = 0, value = 0;
         UNROLL for (int b = 0; b < K; b++) {
           if (columns.at[b] < 0) continue;
-          const A v = g * widen(from[rows.at[a] * x.h + columns.at[b] * x.w]);
-          sum[0] += v * (A)(columns.slope[b] * rows.weight[a]);
-          sum[1] += v * (A)(columns.weight[b] * rows.slope[a]);
+          const A v = widen(from[rows.at[a] * x.h + columns.at[b] * x.w]);
+          slope += v * (A)columns.slope[b];
+          value += v * (A)columns.weight[b];
         }
+        sum[0] += g * slope * (A)rows.weight[a];
+        sum[1] += g * value * (A)rows.slope[a];
       }
     }
     if constexpr (WARP) {
