@@ -275,7 +275,73 @@ int32_t smalti_masked_loss(const smalti_view *pred, const smalti_view *images, c
 
 /* ---- pool ---- */
 
+/* Windows of a pooling, (height, width); images are [N, C, H, W] of any strides. `adaptive`: window i of n takes
+   floor(i size / n) .. ceil((i + 1) size / n), and kernel, stride, padding and dilation are not looked at. */
+typedef struct {
+  int64_t kernel[2], stride[2], padding[2], dilation[2];
+  int64_t divisor; /* of means; 0: the elements of the window with those of the padding, -1: those within the image */
+  int32_t adaptive;
+} smalti_pool;
+/* y and, i32, where in the H x W plane (H W < 2^31) each stands. The first of equal elements; NaN wins. */
+int32_t smalti_max_pool_forward(const smalti_view *x, const smalti_view *y, const smalti_view *at, const smalti_pool *pool,
+                                void *stream);
+int32_t smalti_max_pool_backward(const smalti_view *dy, const smalti_view *at, const smalti_view *dx,
+                                 const smalti_pool *pool, void *stream);
+/* Without dilation. */
+int32_t smalti_avg_pool_forward(const smalti_view *x, const smalti_view *y, const smalti_pool *pool, void *stream);
+int32_t smalti_avg_pool_backward(const smalti_view *dy, const smalti_view *dx, const smalti_pool *pool, void *stream);
+
 /* ---- resample: interpolate, grid_sample, point sampling ---- */
+
+typedef enum {
+  SMALTI_NEAREST, SMALTI_NEAREST_EXACT, SMALTI_LINEAR, SMALTI_CUBIC, SMALTI_AREA
+} smalti_interpolation;
+/* One axis of a resizing: `scale` pixels of the input are one of the output. */
+typedef struct {
+  int64_t input, output; /* below 2^31 */
+  double scale;
+  int32_t mode, align_corners, antialias;
+} smalti_resize;
+/* y [N, C, H', W'] from x [N, C, H, W] of any strides, by axes[0] for the height and axes[1] for the width; `back`: y is
+   the gradient of the input, x that of the output. Workspaces are aligned to 16 bytes. */
+int64_t smalti_interpolate_workspace(const smalti_view *x, const smalti_view *y, const smalti_resize *axes, int32_t back);
+int32_t smalti_interpolate(const smalti_view *x, const smalti_view *y, const smalti_resize *axes, int32_t back,
+                           void *workspace, void *stream);
+
+typedef enum { SMALTI_PAD_ZEROS, SMALTI_PAD_BORDER, SMALTI_PAD_REFLECTION } smalti_grid_padding;
+typedef struct {
+  int32_t mode; /* SMALTI_NEAREST (halves to even), SMALTI_LINEAR, SMALTI_CUBIC */
+  int32_t padding, align_corners;
+} smalti_grid;
+/* y [N, C, H', W'] from images x [N, C, H, W] at places grid [N, H', W', 2] (f32, or f64 for f64), all of any strides.
+   H W and 16 H' W' are below 2^31. */
+int32_t smalti_grid_sample_forward(const smalti_view *x, const smalti_view *grid, const smalti_view *y,
+                                   const smalti_grid *options, void *stream);
+/* dgrid: like grid. */
+int32_t smalti_grid_sample_backward_grid(const smalti_view *x, const smalti_view *grid, const smalti_view *dy,
+                                         const smalti_view *dgrid, const smalti_grid *options, void *stream);
+/* What the gradient of x needs: places [N, H' W' K] (i32, contiguous) in the H x W plane (H W: outside) of the K = 1, 4
+   or 16 pixels that each sample takes, and their weights, of the dtype of the grid. */
+int32_t smalti_grid_sample_taps(const smalti_view *grid, int64_t height, int64_t width, const smalti_view *places,
+                                const smalti_view *weights, const smalti_grid *options, void *stream);
+/* dx from those and the stable argsort `order` of each row of places; starts [N, H W + 1] (i32) is a workspace. */
+int32_t smalti_grid_sample_backward_input(const smalti_view *dy, const smalti_view *places, const smalti_view *weights,
+                                          const smalti_view *order, const smalti_view *starts, const smalti_view *dx,
+                                          void *stream);
+/* Contiguous y [N, H, W, 2] = theta [N, 2, 3] applied to (x, y, 1) of each pixel, and the gradient of theta. */
+int32_t smalti_affine_grid_forward(const smalti_view *theta, const smalti_view *y, int32_t align_corners, void *stream);
+int32_t smalti_affine_grid_backward(const smalti_view *dy, const smalti_view *dtheta, int32_t align_corners, void *stream);
+
+/* ---- unfold ---- */
+
+/* Windows of unfold and fold, (height, width). */
+typedef struct {
+  int64_t kernel[2], dilation[2], padding[2], stride[2];
+} smalti_windows;
+/* Columns y [N, C kh kw, L] from images x [N, C, H, W], L positions of the window; y contiguous, x of any strides. */
+int32_t smalti_unfold(const smalti_view *x, const smalti_view *y, const smalti_windows *windows, void *stream);
+/* Images y [N, C, H, W], contiguous, as sums of columns x [N, C kh kw, L] of any strides. */
+int32_t smalti_fold(const smalti_view *x, const smalti_view *y, const smalti_windows *windows, void *stream);
 
 /* ---- detection: ROIAlign, NMS ---- */
 

@@ -12,15 +12,17 @@ DEV float add_rn(float a, float b) { return __fadd_rn(a, b); }
 DEV float div_rn(float a, float b) { return __fdiv_rn(a, b); }
 DEV float sqrt_rn(float a) { return __fsqrt_rn(a); }
 DEV float fma_rn(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+DEV double mul_rn(double a, double b) { return __dmul_rn(a, b); }
 #else
 // A value that has been through memory the compiler may not look into is not contracted.
-HOST_DEV float opaque(float v) {
+template <class A> HOST_DEV A opaque(A v) {
 #if defined(__GNUC__) && !defined(__CUDACC__)
   __asm__("" : "+m"(v));
 #endif
   return v;
 }
 HOST_DEV float mul_rn(float a, float b) { return opaque(a * b); }
+HOST_DEV double mul_rn(double a, double b) { return opaque(a * b); }
 HOST_DEV float add_rn(float a, float b) { return a + b; }
 HOST_DEV float div_rn(float a, float b) { return a / b; }
 HOST_DEV float sqrt_rn(float a) { return std::sqrt(a); }

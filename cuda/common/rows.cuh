@@ -108,7 +108,7 @@ template <int V, class A> DEV void load_or(const A* p, int64_t at, A value, A (&
 }
 
 /// a / b for numbers that are seldom large.
-DEV int64_t divide(int64_t a, int64_t b) {
+HOST_DEV int64_t divide(int64_t a, int64_t b) {
   return ((uint64_t)a | (uint64_t)b) >> 32 ? a / b : (int64_t)((uint32_t)a / (uint32_t)b);
 }
 

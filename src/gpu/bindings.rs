@@ -657,6 +657,176 @@ unsafe extern "C" {
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct smalti_pool {
+    pub kernel: [i64; 2usize],
+    pub stride: [i64; 2usize],
+    pub padding: [i64; 2usize],
+    pub dilation: [i64; 2usize],
+    pub divisor: i64,
+    pub adaptive: i32,
+}
+unsafe extern "C" {
+    pub fn smalti_max_pool_forward(
+        x: *const smalti_view,
+        y: *const smalti_view,
+        at: *const smalti_view,
+        pool: *const smalti_pool,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_max_pool_backward(
+        dy: *const smalti_view,
+        at: *const smalti_view,
+        dx: *const smalti_view,
+        pool: *const smalti_pool,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_avg_pool_forward(
+        x: *const smalti_view,
+        y: *const smalti_view,
+        pool: *const smalti_pool,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_avg_pool_backward(
+        dy: *const smalti_view,
+        dx: *const smalti_view,
+        pool: *const smalti_pool,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+pub const SMALTI_NEAREST: smalti_interpolation = 0;
+pub const SMALTI_NEAREST_EXACT: smalti_interpolation = 1;
+pub const SMALTI_LINEAR: smalti_interpolation = 2;
+pub const SMALTI_CUBIC: smalti_interpolation = 3;
+pub const SMALTI_AREA: smalti_interpolation = 4;
+pub type smalti_interpolation = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct smalti_resize {
+    pub input: i64,
+    pub output: i64,
+    pub scale: f64,
+    pub mode: i32,
+    pub align_corners: i32,
+    pub antialias: i32,
+}
+unsafe extern "C" {
+    pub fn smalti_interpolate_workspace(
+        x: *const smalti_view,
+        y: *const smalti_view,
+        axes: *const smalti_resize,
+        back: i32,
+    ) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_interpolate(
+        x: *const smalti_view,
+        y: *const smalti_view,
+        axes: *const smalti_resize,
+        back: i32,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+pub const SMALTI_PAD_ZEROS: smalti_grid_padding = 0;
+pub const SMALTI_PAD_BORDER: smalti_grid_padding = 1;
+pub const SMALTI_PAD_REFLECTION: smalti_grid_padding = 2;
+pub type smalti_grid_padding = ::core::ffi::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct smalti_grid {
+    pub mode: i32,
+    pub padding: i32,
+    pub align_corners: i32,
+}
+unsafe extern "C" {
+    pub fn smalti_grid_sample_forward(
+        x: *const smalti_view,
+        grid: *const smalti_view,
+        y: *const smalti_view,
+        options: *const smalti_grid,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_grid_sample_backward_grid(
+        x: *const smalti_view,
+        grid: *const smalti_view,
+        dy: *const smalti_view,
+        dgrid: *const smalti_view,
+        options: *const smalti_grid,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_grid_sample_taps(
+        grid: *const smalti_view,
+        height: i64,
+        width: i64,
+        places: *const smalti_view,
+        weights: *const smalti_view,
+        options: *const smalti_grid,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_grid_sample_backward_input(
+        dy: *const smalti_view,
+        places: *const smalti_view,
+        weights: *const smalti_view,
+        order: *const smalti_view,
+        starts: *const smalti_view,
+        dx: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_affine_grid_forward(
+        theta: *const smalti_view,
+        y: *const smalti_view,
+        align_corners: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_affine_grid_backward(
+        dy: *const smalti_view,
+        dtheta: *const smalti_view,
+        align_corners: i32,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct smalti_windows {
+    pub kernel: [i64; 2usize],
+    pub dilation: [i64; 2usize],
+    pub padding: [i64; 2usize],
+    pub stride: [i64; 2usize],
+}
+unsafe extern "C" {
+    pub fn smalti_unfold(
+        x: *const smalti_view,
+        y: *const smalti_view,
+        windows: *const smalti_windows,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_fold(
+        x: *const smalti_view,
+        y: *const smalti_view,
+        windows: *const smalti_windows,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
 unsafe extern "C" {
     pub fn smalti_attention_forward(
         q: *const smalti_view,

@@ -110,16 +110,24 @@ impl Tensor {
 }
 
 fn unfold(x: &Tensor, windows: Windows) -> Result<Tensor> {
-    let y = Tensor::in_f32([&x.detach()], |[x]| {
-        on_device!(x, "unfold", for_real!(x.dtype(), "unfold", T => Ok(cpu::unfold::<T>(x, &windows))))
-    })?;
+    const OP: &str = "unfold";
+    let y = on_device!(
+        x,
+        OP,
+        Tensor::in_f32([&x.detach()], |[x]| for_real!(x.dtype(), OP, T => Ok(cpu::unfold::<T>(x, &windows)))),
+        gpu::unfold(OP, x, &windows)
+    )?;
     y.record([x], Unfold { windows })
 }
 
 fn fold(x: &Tensor, windows: Windows) -> Result<Tensor> {
-    let y = Tensor::in_f32([&x.detach()], |[x]| {
-        on_device!(x, "fold", for_real!(x.dtype(), "fold", T => Ok(cpu::fold::<T>(x, &windows))))
-    })?;
+    const OP: &str = "fold";
+    let y = on_device!(
+        x,
+        OP,
+        Tensor::in_f32([&x.detach()], |[x]| for_real!(x.dtype(), OP, T => Ok(cpu::fold::<T>(x, &windows)))),
+        gpu::fold(OP, x, &windows)
+    )?;
     y.record([x], Fold { windows })
 }
 
@@ -204,6 +212,44 @@ mod cpu {
             }
         });
         Tensor::from_cpu(out, [n, c, h, w], "fold")
+    }
+}
+
+#[cfg(gpu)]
+mod gpu {
+    use super::*;
+    use crate::gpu::{self, sys};
+
+    fn moving(win: &Windows) -> sys::smalti_windows {
+        let wide = |v: [usize; 2]| v.map(|n| n as i64);
+        sys::smalti_windows {
+            kernel: wide(win.kernel),
+            dilation: wide(win.dilation),
+            padding: wide(win.padding),
+            stride: wide(win.stride),
+        }
+    }
+
+    #[track_caller]
+    pub fn unfold(op: &'static str, x: &Tensor, win: &Windows) -> Result<Tensor> {
+        ensure!(x.dtype().is_float(), op, "needs a float tensor, got {}", x.dtype());
+        let (n, c, [kh, kw], [ny, nx]) = (x.shape()[0], x.shape()[1], win.kernel, win.count);
+        // Columns are rows of pixels, of which there are many more than here: neighbours are best made neighbours first.
+        let x = if x.strides()[3].abs() > 1 { x.detach().contiguous()? } else { x.clone() };
+        let y = gpu::empty(&x, &[n, c * kh * kw, ny * nx], x.dtype(), op)?;
+        gpu::launch(op, [&x, &y], |[x, y], stream| unsafe {
+            sys::smalti_unfold(&x, &y, &moving(win), stream)
+        })?;
+        Ok(y)
+    }
+
+    #[track_caller]
+    pub fn fold(op: &'static str, x: &Tensor, win: &Windows) -> Result<Tensor> {
+        ensure!(x.dtype().is_float(), op, "needs a float tensor, got {}", x.dtype());
+        let ([h, w], [kh, kw]) = (win.image, win.kernel);
+        let y = gpu::empty(x, &[x.shape()[0], x.shape()[1] / (kh * kw), h, w], x.dtype(), op)?;
+        gpu::launch(op, [x, &y], |[x, y], stream| unsafe { sys::smalti_fold(&x, &y, &moving(win), stream) })?;
+        Ok(y)
     }
 }
 

@@ -1,8 +1,10 @@
 //! Resizing of images. Every mode is separable and linear: along each axis an output element is a weighted sum
-//! of consecutive input elements. So there is one table an axis ([`table`]), one loop ([`cpu`]), and the gradient
-//! is the same loop with the transposed tables.
+//! of consecutive input elements. So there is one table an axis ([`table`]), one loop, and the
+//! gradient is the same loop with the transposed tables.
 
 mod cpu;
+#[cfg(gpu)]
+mod gpu;
 mod table;
 
 use crate::{
@@ -12,7 +14,7 @@ use crate::{
 };
 use smallvec::smallvec;
 use std::sync::Arc;
-use table::Table;
+use table::Axis;
 
 /// How values between pixels come about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,7 +70,7 @@ impl Tensor {
             "align_corners and antialias go with bilinear and bicubic, not with {:?}",
             options.mode
         );
-        let axis = |d: usize, input: usize| -> Result<Table> {
+        let axis = |d: usize, input: usize| -> Result<Axis> {
             let (output, factor) = match size {
                 OutputSize::Pixels(pixels) => (pixels[d], None),
                 OutputSize::Factor(f) => (scaled(input, f[d])?, Some(f[d])),
@@ -76,7 +78,7 @@ impl Tensor {
             };
             ensure!(input > 0 && output > 0, OP, "from {h} x {w} pixels to {size:?}");
             ensure!(output <= 1 << 24, OP, "{size:?} is too large");
-            Ok(Table::new(input, output, factor, options))
+            Ok(Axis::new(input, output, factor, options))
         };
         let rows = axis(0, h)?;
         let columns = axis(1, w)?;
@@ -90,21 +92,23 @@ fn scaled(input: usize, factor: f64) -> Result<usize> {
     Ok((input as f64 * factor).floor() as usize)
 }
 
-/// Both tables applied to `x` `[N, C, H, W]`.
-fn resample(x: &Tensor, rows: Arc<Table>, columns: Arc<Table>) -> Result<Tensor> {
-    let y = Tensor::in_f32([&x.detach()], |[x]| {
-        on_device!(
-            x,
-            "interpolate",
-            for_real!(x.dtype(), "interpolate", T => cpu::resample::<T>(x, &rows, &columns))
-        )
-    })?;
+/// Both axes of `x` `[N, C, H, W]`.
+fn resample(x: &Tensor, rows: Arc<Axis>, columns: Arc<Axis>) -> Result<Tensor> {
+    const OP: &str = "interpolate";
+    let y = on_device!(
+        x,
+        OP,
+        Tensor::in_f32([&x.detach()], |[x]| for_real!(x.dtype(), OP, T => {
+            cpu::resample::<T>(x, rows.table(), columns.table())
+        })),
+        gpu::resample(OP, x, &rows, &columns)
+    )?;
     y.record([x], Resample { rows, columns })
 }
 
 struct Resample {
-    rows: Arc<Table>,
-    columns: Arc<Table>,
+    rows: Arc<Axis>,
+    columns: Arc<Axis>,
 }
 
 impl Backward for Resample {
@@ -112,11 +116,8 @@ impl Backward for Resample {
     const TWICE: bool = true;
 
     fn backward(&self, grad: &Tensor, _: &Ctx) -> Result<Grads> {
-        Ok(smallvec![Some(resample(
-            grad,
-            Arc::new(self.rows.transposed()),
-            Arc::new(self.columns.transposed())
-        )?)])
+        let (rows, columns) = (Arc::new(self.rows.transposed()), Arc::new(self.columns.transposed()));
+        Ok(smallvec![Some(resample(grad, rows, columns)?)])
     }
 }
 

@@ -1,6 +1,46 @@
 //! The weights along one axis.
 
 use super::{InterpolateOptions, Interpolation};
+use std::sync::OnceLock;
+
+/// One axis of a resizing.
+pub(super) struct Axis {
+    /// Elements of the image and of the result.
+    pub input: usize,
+    pub output: usize,
+    /// Elements of the image to one of the result.
+    pub scale: f64,
+    pub options: InterpolateOptions,
+    /// Does it take gradients back, from `output` to `input` elements?
+    pub back: bool,
+    table: OnceLock<Table>,
+}
+
+impl Axis {
+    /// `factor`: the scale that coordinates use instead of output/input.
+    pub fn new(input: usize, output: usize, factor: Option<f64>, options: &InterpolateOptions) -> Axis {
+        let corners = options.align_corners;
+        let scale = match factor {
+            _ if corners && output > 1 => (input - 1) as f64 / (output - 1) as f64,
+            _ if corners => 0.0,
+            Some(factor) => 1.0 / factor,
+            None => input as f64 / output as f64,
+        };
+        Axis { input, output, scale, options: *options, back: false, table: OnceLock::new() }
+    }
+
+    pub fn transposed(&self) -> Axis {
+        Axis { back: !self.back, table: OnceLock::new(), ..*self }
+    }
+
+    /// The weights, for CPU code.
+    pub fn table(&self) -> &Table {
+        self.table.get_or_init(|| {
+            let table = Table::new(self.input, self.output, self.scale, &self.options);
+            if self.back { table.transposed() } else { table }
+        })
+    }
+}
 
 /// For each output element the input elements that it takes, which are consecutive, and their weights.
 pub(super) struct Table {
@@ -11,15 +51,8 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// From `input` to `output` elements. `factor`: the scale that coordinates use instead of output/input.
-    pub fn new(input: usize, output: usize, factor: Option<f64>, options: &InterpolateOptions) -> Table {
+    fn new(input: usize, output: usize, scale: f64, options: &InterpolateOptions) -> Table {
         let corners = options.align_corners;
-        let scale = match factor {
-            _ if corners && output > 1 => (input - 1) as f64 / (output - 1) as f64,
-            _ if corners => 0.0,
-            Some(factor) => 1.0 / factor,
-            None => input as f64 / output as f64,
-        };
         let centre = |i: usize| if corners { scale * i as f64 } else { scale * (i as f64 + 0.5) - 0.5 };
         let mut table = Table { input, starts: Vec::with_capacity(output + 1), weights: Vec::new() };
         for i in 0..output {
@@ -107,7 +140,7 @@ impl Table {
 
     /// The table that takes gradients back. The outputs that use an input are consecutive too, because the windows
     /// move in one direction.
-    pub fn transposed(&self) -> Table {
+    fn transposed(&self) -> Table {
         let n = self.output();
         let mut table = Table { input: n, starts: Vec::with_capacity(self.input + 1), weights: Vec::new() };
         let mut first = 0;

@@ -21,7 +21,7 @@ const GRAIN: usize = 8 * 1024;
 const LANES_OF_TASK: usize = 64;
 
 /// A batch of images as planes.
-struct Planes {
+pub struct Planes {
     planes: usize,
     lanes: usize,
     batch: usize,
@@ -30,7 +30,7 @@ struct Planes {
 
 impl Planes {
     /// In the order in which `x` lies in memory, NHWC or else NCHW.
-    fn of(x: &Tensor) -> Planes {
+    pub fn of(x: &Tensor) -> Planes {
         let (shape, s) = (x.shape(), x.strides());
         let [n, c, h, w] = [shape[0], shape[1], shape[2], shape[3]];
         let last = dense_strides(shape, &[0, 2, 3, 1]);
@@ -40,7 +40,7 @@ impl Planes {
     }
 
     /// Strides of a result of this order.
-    fn strides(&self, [h, w]: [usize; 2]) -> (Dims, Strides) {
+    pub fn strides(&self, [h, w]: [usize; 2]) -> (Dims, Strides) {
         let shape = Dims::from_slice(&[self.batch, self.channels, h, w]);
         let order: &[usize] = if self.lanes > 1 { &[0, 2, 3, 1] } else { &[0, 1, 2, 3] };
         let strides = dense_strides(&shape, order);

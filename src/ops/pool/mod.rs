@@ -1,6 +1,8 @@
 //! Pooling of images: largest element or mean of windows, of fixed size or adapted to the size of the result.
 
 mod cpu;
+#[cfg(gpu)]
+mod gpu;
 mod windows;
 
 use crate::{
@@ -151,21 +153,22 @@ fn max(
     let size = [image.shape()[2], image.shape()[3]];
     ensure!(size[0] * size[1] < i32::MAX as usize, op, "the image {size:?} is too large");
     let windows = Arc::new(windows(size)?);
-    let mut indices = None;
-    let y = Tensor::in_f32([&image.detach()], |[x]| {
-        on_device!(
-            x,
-            op,
-            for_real!(x.dtype(), op, T => {
-                let (y, at) = cpu::max::<T>(op, x, &windows);
-                indices = Some(at);
-                Ok(y)
-            })
-        )
-    })?;
-    let indices = super::binary::kept(op, &indices)?.clone();
+    let (y, indices) = on_device!(image, op, largest(op, &image, &windows), gpu::max(op, &image, &windows))?;
     let y = y.record([&image], MaxPool { indices: indices.clone(), windows })?;
     Ok((like(x, y)?, like(x, indices)?))
+}
+
+/// The CPU's result and indices.
+fn largest(op: &'static str, image: &Tensor, windows: &Windows) -> Result<(Tensor, Tensor)> {
+    let mut indices = None;
+    let y = Tensor::in_f32([&image.detach()], |[x]| {
+        for_real!(x.dtype(), op, T => {
+            let (y, at) = cpu::max::<T>(op, x, windows);
+            indices = Some(at);
+            Ok(y)
+        })
+    })?;
+    Ok((y, super::binary::kept(op, &indices)?.clone()))
 }
 
 struct MaxPool {
@@ -175,15 +178,15 @@ struct MaxPool {
 impl Backward for MaxPool {
     const NAME: &'static str = "max pooling";
     fn backward(&self, grad: &Tensor, _: &Ctx) -> Result<Grads> {
-        let dx = Tensor::in_f32([grad], |[g]| {
-            on_device!(
-                g,
-                Self::NAME,
-                for_real!(g.dtype(), Self::NAME, T => {
-                    Ok(cpu::max_backward::<T>(Self::NAME, g, &self.indices, &self.windows))
-                })
-            )
-        })?;
+        let (at, windows) = (&self.indices, &self.windows);
+        let dx = on_device!(
+            grad,
+            Self::NAME,
+            Tensor::in_f32([grad], |[g]| for_real!(g.dtype(), Self::NAME, T => {
+                Ok(cpu::max_backward::<T>(Self::NAME, g, at, windows))
+            })),
+            gpu::max_backward(Self::NAME, grad, at, windows)
+        )?;
         Ok(smallvec![Some(dx)])
     }
 }
@@ -196,17 +199,16 @@ fn average(op: &'static str, x: &Tensor, windows: &Arc<Windows>, back: bool) -> 
         let [h, w] = windows.size();
         return x.mul_scalar(1.0 / windows.weight(0, 0) as f64)?.expand([n, c, h, w]);
     }
-    let y = Tensor::in_f32([&x.detach()], |[x]| {
-        on_device!(
-            x,
-            op,
-            for_real!(x.dtype(), op, T => Ok(if back {
-                cpu::average_backward::<T>(op, x, windows)
-            } else {
-                cpu::average::<T>(op, x, windows)
-            }))
-        )
-    })?;
+    let y = on_device!(
+        x,
+        op,
+        Tensor::in_f32([&x.detach()], |[x]| for_real!(x.dtype(), op, T => Ok(if back {
+            cpu::average_backward::<T>(op, x, windows)
+        } else {
+            cpu::average::<T>(op, x, windows)
+        }))),
+        gpu::average(op, &x.detach(), windows, back)
+    )?;
     y.record([x], Average { windows: windows.clone(), back })
 }
 

@@ -6,6 +6,12 @@ use crate::{Result, ensure};
 /// Windows along both axes.
 pub struct Windows {
     pub axes: [Axis; 2],
+    /// How they move; `None`: they adapt to the size of the result.
+    #[cfg_attr(not(gpu), allow(dead_code))]
+    pub moves: Option<PoolOptions>,
+    /// Does the padding count in sums' divisors?
+    #[cfg_attr(not(gpu), allow(dead_code))]
+    pub padded: bool,
     /// Divides every sum; `None` for the product of the axes' sizes.
     pub divisor: Option<usize>,
 }
@@ -117,7 +123,7 @@ impl Windows {
             });
             Axis::new(size[d], o.dilation[d], windows)
         });
-        Ok(Windows { axes, divisor: None })
+        Ok(Windows { axes, moves: Some(o), padded: true, divisor: None })
     }
 
     /// Windows that cover the image evenly.
@@ -132,7 +138,7 @@ impl Windows {
             });
             Axis::new(n, 1, windows)
         });
-        Ok(Windows { axes, divisor: None })
+        Ok(Windows { axes, moves: None, padded: true, divisor: None })
     }
 
     /// With another divisor for means.
@@ -143,6 +149,7 @@ impl Windows {
                 _ => window.count,
             };
         }
+        self.padded = divisor == PoolDivisor::WithPadding;
         if let PoolDivisor::Fixed(n) = divisor {
             self.divisor = Some(n);
         }
