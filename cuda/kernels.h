@@ -283,8 +283,10 @@ int32_t smalti_masked_loss(const smalti_view *pred, const smalti_view *images, c
    samples <= 0: as many as a bin has pixels. Boxes of images that are not there give NaN, and no gradient. */
 int32_t smalti_roi_align_forward(const smalti_view *x, const smalti_view *boxes, double scale, int64_t samples,
                                  int32_t aligned, const smalti_view *y, void *stream);
+/* Bytes that the backward needs. */
+int64_t smalti_roi_align_workspace(int64_t boxes);
 int32_t smalti_roi_align_backward(const smalti_view *dy, const smalti_view *boxes, double scale, int64_t samples,
-                                  int32_t aligned, const smalti_view *dx, void *stream);
+                                  int32_t aligned, const smalti_view *dx, void *workspace, void *stream);
 /* Bytes that n boxes need; -1 if they are too many. */
 int64_t smalti_nms_workspace(int64_t n);
 /* boxes [n,4] (x1, y1, x2, y2; contiguous, f32 or f64), order [n] their indices (i64) by falling score, groups [n] (i64)

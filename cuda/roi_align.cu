@@ -76,7 +76,7 @@ template <class A> struct Side {
     int first, last, low, high;
     between(b, pixel == 0 ? A(-1) : (A)(pixel - 1), pixel == size - 1 ? (A)size : (A)(pixel + 1), first, last);
     A sum = 0, share;
-    for (int i = first; i < last; i++)
+    ROLLED for (int i = first; i < last; i++)
       if (pixels(place(b, i), low, high, share)) sum += low == pixel ? 1 - share : high == pixel ? share : A(0);
     return sum / samples;
   }
@@ -98,6 +98,17 @@ template <class A> DEV int64_t image_of(const A* box, const Roi& p) {
 }
 template <class A> DEV Side<A> rows_of(const A* box, const Roi& p) { return Side<A>::of(box[2], box[4], p.bins[0], p.size[0], p); }
 template <class A> DEV Side<A> columns_of(const A* box, const Roi& p) { return Side<A>::of(box[1], box[3], p.bins[1], p.size[1], p); }
+
+/// A box as the tiles need it.
+template <class A> struct Prepared {
+  Side<A> rows, columns;
+  int64_t image;
+};
+template <class A> __global__ void __launch_bounds__(128) roi_align_prepare(const A* boxes, Prepared<A>* out, Roi p) {
+  const int64_t threads = (int64_t)gridDim.x * blockDim.x;
+  for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < p.boxes; i += threads)
+    out[i] = {rows_of(boxes + 5 * i, p), columns_of(boxes + 5 * i, p), image_of(boxes + 5 * i, p)};
+}
 
 /// A thread makes `V` neighbouring channels of a bin. Channels are the fastest where they are adjacent, else columns.
 template <class T, int V> __global__ void __launch_bounds__(128) roi_align_bins(const T* x, const Acc<T>* boxes, T* y, Roi p, int64_t count) {
@@ -151,16 +162,14 @@ template <int V> constexpr int kChannels = V > 1 ? 32 * V : kWarps * 4;
 inline int64_t table_size(const Roi& p) { return (int64_t)kRows * p.bins[0] + (int64_t)kColumns * p.bins[1]; }
 
 /// Weights of the tile's rows and columns in all bins of a box, and the bins where they are not 0. By one warp.
-template <class A> DEV void make_table(const A* box, const Roi& p, int y0, int x0, int lane, A* table, int* ends) {
-  const Side<A> down = rows_of(box, p), across = columns_of(box, p);
+template <class A> DEV void make_table(const Prepared<A>& box, const Roi& p, int y0, int x0, int lane, A* table, int* ends) {
   const int above = kRows * p.bins[0], all = above + kColumns * p.bins[1];
-  for (int i = lane; i < all; i += 32) {
+  ROLLED for (int i = lane; i < all; i += 32) {
     const bool upright = i < above;
     const int at = upright ? i : i - above, bins = upright ? p.bins[0] : p.bins[1], line = at / bins, b = at - line * bins;
     const int pixel = (upright ? y0 : x0) + line;
-    A w = 0;
-    if (pixel < (upright ? down.size : across.size)) w = upright ? down.weight(b, pixel) : across.weight(b, pixel);
-    table[i] = w;
+    const Side<A> side = upright ? box.rows : box.columns;
+    table[i] = pixel < side.size ? side.weight(b, pixel) : A(0);
   }
   __syncwarp();
   if (lane < kLines) {
@@ -168,8 +177,8 @@ template <class A> DEV void make_table(const A* box, const Roi& p, int y0, int x
     const int bins = upright ? p.bins[0] : p.bins[1];
     const A* line = upright ? table + lane * bins : table + above + (lane - kRows) * bins;
     int first = 0, last = bins;
-    while (first < last && line[first] == 0) first++;
-    while (first < last && line[last - 1] == 0) last--;
+    ROLLED while (first < last && line[first] == 0) first++;
+    ROLLED while (first < last && line[last - 1] == 0) last--;
     ends[2 * lane] = first;
     ends[2 * lane + 1] = last;
   }
@@ -216,7 +225,7 @@ template <class T, int V> DEV void add_box(const T* dy, const Roi& p, const Acc<
 }
 
 /// A block makes a tile of kRows x kColumns pixels of some channels of an image. `tables`: boxes at a time.
-template <class T, int V> __global__ void __launch_bounds__(32 * kWarps) roi_align_tiles(const T* dy, const Acc<T>* boxes, T* dx, Roi p, int tables, int64_t jobs) {
+template <class T, int V> __global__ void __launch_bounds__(32 * kWarps, 2) roi_align_tiles(const T* dy, const Prepared<Acc<T>>* boxes, T* dx, Roi p, int tables, int64_t jobs) {
   using A = Acc<T>;
   DYN_SMEM(raw);
   const int tid = threadIdx.x, lane = tid & 31, warp = tid >> 5;
@@ -233,9 +242,9 @@ template <class T, int V> __global__ void __launch_bounds__(32 * kWarps) roi_ali
     A sum[4][V];
     UNROLL for (int k = 0; k < 4; k++) { UNROLL for (int v = 0; v < V; v++) sum[k][v] = 0; }
     for (int64_t base = 0; base < p.boxes; base += 32 * kWarps) {
-      const A* mine = boxes + 5 * (base + tid);
-      const bool touches = base + tid < p.boxes && image_of(mine, p) == image && rows_of(mine, p).touches(p.bins[0], y0, kRows) &&
-                           columns_of(mine, p).touches(p.bins[1], x0, kColumns);
+      const Prepared<A>* mine = boxes + base + tid;
+      const bool touches = base + tid < p.boxes && mine->image == image && mine->rows.touches(p.bins[0], y0, kRows) &&
+                           mine->columns.touches(p.bins[1], x0, kColumns);
       const unsigned votes = __ballot_sync(~0u, touches);
       if (lane == 0) counts[warp] = __popc(votes);
       __syncthreads();
@@ -248,7 +257,7 @@ template <class T, int V> __global__ void __launch_bounds__(32 * kWarps) roi_ali
       __syncthreads();
       for (int first = 0; first < total; first += tables) {
         const int here = total - first < tables ? total - first : tables;
-        if (warp < here) make_table(boxes + 5 * (base + found[first + warp]), p, y0, x0, lane, table + warp * size, ends + warp * 2 * kLines);
+        if (warp < here) make_table(boxes[base + found[first + warp]], p, y0, x0, lane, table + warp * size, ends + warp * 2 * kLines);
         __syncthreads();
         for (int k = 0; k < here && left > 0; k++)
           add_box<T, V>(dy + (base + found[first + k]) * p.bin[0] + channel * p.bin[1], p, table + k * size, ends + k * 2 * kLines, warp, lane, left, sum);
@@ -301,7 +310,8 @@ template <class T, int V> int32_t bins(const smalti_view& x, const smalti_view& 
   return rc;
 }
 
-template <class T, int V> int32_t tiles(const smalti_view& dy, const smalti_view& boxes, const smalti_view& dx, const Roi& p, void* stream) {
+template <class T, int V> int32_t tiles(const smalti_view& dy, const smalti_view& boxes, const smalti_view& dx, const Roi& p, void* workspace, void* stream) {
+  using A = Acc<T>;
   int rc = 0;
   const int64_t one = table_size(p) * (int64_t)sizeof(Acc<T>) + 2 * kLines * (int64_t)sizeof(int);
   if (one > kTableBytes) return kInvalid;
@@ -310,8 +320,12 @@ template <class T, int V> int32_t tiles(const smalti_view& dy, const smalti_view
   const int64_t smem = tables * one + (32 * kWarps + kWarps) * (int64_t)sizeof(int);
   const int64_t high = (p.size[0] + kRows - 1) / kRows, wide = (p.size[1] + kColumns - 1) / kColumns;
   const int64_t jobs = p.images * high * wide * ((p.channels + kChannels<V> - 1) / kChannels<V>);
+  auto* prepared = (Prepared<A>*)workspace;
+  auto prepare = roi_align_prepare<A>;
+  LAUNCH_FLAT(rc, prepare, dim3(grid_for(p.boxes, 128)), dim3(128), stream, (const A*)boxes.ptr, prepared, p);
+  if (rc) return rc;
   auto kernel = roi_align_tiles<T, V>;
-  LAUNCH(rc, kernel, dim3(grid_for(jobs, 1)), dim3(32 * kWarps), (int)smem, stream, (const T*)dy.ptr, (const Acc<T>*)boxes.ptr, (T*)dx.ptr, p, (int)tables, jobs);
+  LAUNCH(rc, kernel, dim3(grid_for(jobs, 1)), dim3(32 * kWarps), (int)smem, stream, (const T*)dy.ptr, prepared, (T*)dx.ptr, p, (int)tables, jobs);
   return rc;
 }
 
@@ -333,14 +347,17 @@ extern "C" int32_t smalti_roi_align_forward(const smalti_view* x, const smalti_v
   return 0;
 }
 
+extern "C" int64_t smalti_roi_align_workspace(int64_t boxes) { return boxes * (int64_t)sizeof(Prepared<double>); }
+
 extern "C" int32_t smalti_roi_align_backward(const smalti_view* dy, const smalti_view* boxes, double scale, int64_t samples,
-                                             int32_t aligned, const smalti_view* dx, void* stream) {
+                                             int32_t aligned, const smalti_view* dx, void* workspace, void* stream) {
   Roi p;
   if (!problem(*dx, boxes, *dy, scale, samples, aligned, p)) return kInvalid;
   if (count(*dx) == 0) return 0;
   DISPATCH_FLOAT(dx->dtype, T, {
     constexpr int V = kWidth<T>;
-    return in_packs(*dy, V) && in_packs(*dx, V) ? tiles<T, V>(*dy, *boxes, *dx, p, stream) : tiles<T, 1>(*dy, *boxes, *dx, p, stream);
+    return in_packs(*dy, V) && in_packs(*dx, V) ? tiles<T, V>(*dy, *boxes, *dx, p, workspace, stream)
+                                                  : tiles<T, 1>(*dy, *boxes, *dx, p, workspace, stream);
   })
   return 0;
 }

@@ -72,17 +72,18 @@ template <class T> void check(const Shape& s, const Options& o, const Boxes& box
   for (const auto& b : boxes) for (double v : b) flat.push_back((Acc<T>)v);
   Dev<T> xs(last ? turned(x, s.n, s.c, area, false) : x), gs(last ? turned(g, r, s.c, bins, false) : g), ys(g.size()), ds(x.size());
   Dev<Acc<T>> bs(flat);
+  Dev<double> work(smalti_roi_align_workspace(r) / 8);
   const auto vx = view(xs, s.n, s.c, s.h, s.w, last), vd = view(ds, s.n, s.c, s.h, s.w, last);
   const auto vy = view(ys, r, s.c, s.oh, s.ow, last), vg = view(gs, r, s.c, s.oh, s.ow, last), vb = test::view(bs, {r, 5});
   CHECK_RC(smalti_roi_align_forward(&vx, &vb, o.scale, o.samples, o.aligned, &vy, nullptr));
   auto got = ys.get();
   test::check_close("bins", last ? turned(got, r, s.c, bins, true) : got, y, tolerance);
-  CHECK_RC(smalti_roi_align_backward(&vg, &vb, o.scale, o.samples, o.aligned, &vd, nullptr));
+  CHECK_RC(smalti_roi_align_backward(&vg, &vb, o.scale, o.samples, o.aligned, &vd, work.p, nullptr));
   const auto once = ds.get();
   test::check_close("gradient", last ? turned(once, s.n, s.c, area, true) : once, dx, tolerance);
   Dev<T> again(x.size());
   const auto va = view(again, s.n, s.c, s.h, s.w, last);
-  CHECK_RC(smalti_roi_align_backward(&vg, &vb, o.scale, o.samples, o.aligned, &va, nullptr));
+  CHECK_RC(smalti_roi_align_backward(&vg, &vb, o.scale, o.samples, o.aligned, &va, work.p, nullptr));
   test::check_same("the same gradient again", again.get(), once);
 }
 
@@ -138,13 +139,14 @@ TEST(roi_align_strange_boxes) {
   for (bool last : {false, true}) {
     Dev<float> x(test::randn<float>(4 * 6 * 6, 1)), y(r * 4 * 4), g(test::randn<float>(r * 4 * 4, 2)), dx(4 * 6 * 6);
     Dev<float> boxes(flat);
+    Dev<double> work(smalti_roi_align_workspace(r) / 8);
     const auto vx = view(x, 1, 4, 6, 6, last), vd = view(dx, 1, 4, 6, 6, last), vb = test::view(boxes, {r, 5});
     const auto vy = view(y, r, 4, 2, 2, last), vg = view(g, r, 4, 2, 2, last);
     for (int64_t samples : {0, 2}) {
       CHECK_RC(smalti_roi_align_forward(&vx, &vb, 1.0, samples, 1, &vy, nullptr));
       const auto bins = y.get();
       for (int64_t i = 0; i < (int64_t)bins.size(); i++) CHECK(std::isnan(bins[i]) == (i / 16 >= 5 && i / 16 < 8));
-      CHECK_RC(smalti_roi_align_backward(&vg, &vb, 1.0, samples, 1, &vd, nullptr));
+      CHECK_RC(smalti_roi_align_backward(&vg, &vb, 1.0, samples, 1, &vd, work.p, nullptr));
       for (float v : dx.get()) CHECK(std::isfinite(v));
     }
   }
@@ -154,10 +156,10 @@ TEST(roi_align_nothing_and_refused) {
   Dev<float> x(48), y(64), boxes(40);
   const auto vx = test::view(x, {1, 3, 4, 4}), none = test::view(boxes, {0, 5}), vy = test::view(y, {0, 3, 2, 2});
   CHECK_RC(smalti_roi_align_forward(&vx, &none, 1.0, 0, 1, &vy, nullptr));
-  CHECK_RC(smalti_roi_align_backward(&vy, &none, 1.0, 0, 1, &vx, nullptr));
+  CHECK_RC(smalti_roi_align_backward(&vy, &none, 1.0, 0, 1, &vx, nullptr, nullptr));
   test::check_same("no boxes, no gradient", x.get(), std::vector<float>(48, 0.f));
   const auto one = test::view(boxes, {1, 5}), other = test::view(y, {1, 2, 2, 2}), wide = test::view(y, {1, 3, 1, 100000});
   CHECK(smalti_roi_align_forward(&vx, &one, 1.0, 0, 1, &other, nullptr) == kInvalid);
   CHECK(smalti_roi_align_forward(&vx, &none, 1.0, 0, 1, &other, nullptr) == kInvalid);
-  CHECK(smalti_roi_align_backward(&wide, &one, 1.0, 0, 1, &vx, nullptr) == kInvalid);
+  CHECK(smalti_roi_align_backward(&wide, &one, 1.0, 0, 1, &vx, nullptr, nullptr) == kInvalid);
 }

@@ -670,6 +670,9 @@ unsafe extern "C" {
     ) -> i32;
 }
 unsafe extern "C" {
+    pub fn smalti_roi_align_workspace(boxes: i64) -> i64;
+}
+unsafe extern "C" {
     pub fn smalti_roi_align_backward(
         dy: *const smalti_view,
         boxes: *const smalti_view,
@@ -677,6 +680,7 @@ unsafe extern "C" {
         samples: i64,
         aligned: i32,
         dx: *const smalti_view,
+        workspace: *mut ::core::ffi::c_void,
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }

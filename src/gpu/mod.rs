@@ -17,6 +17,8 @@ mod timing;
 #[allow(unused_imports)]
 pub(crate) use bindings as sys;
 pub(crate) use driver::{Convolution, Image, open};
+#[cfg(all(test, feature = "emulate"))]
+pub(crate) use graph::alone;
 pub use graph::{Graph, refill};
 #[allow(unused_imports)]
 pub(crate) use graph::{is_recording, touch};
