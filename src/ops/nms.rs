@@ -190,7 +190,8 @@ mod gpu {
         gpu::launch_some(op, tensors, |[boxes, order, groups, kept, found, work], stream| unsafe {
             sys::smalti_nms(boxes, order, groups, threshold, kept, found, (*work).ptr, stream)
         })?;
-        let kept = kept.narrow(0, 0, found.item()? as usize)?.contiguous()?;
+        // a buffer of their own, of which facts can be noted
+        let kept = gpu::elementwise::contiguous(op, &kept.narrow(0, 0, found.item()? as usize)?)?;
         gpu::know(&kept, Known { below: Some(n as i64), ..Known::default() });
         Ok(kept)
     }

@@ -17,7 +17,7 @@ pub fn takes(plan: &Plan, mask: bool) -> bool {
 fn logits(plan: &Plan, [q, k, _]: &[Tensor; 3], mask: &Tensor) -> Result<Tensor> {
     let logits = q.mul_scalar(plan.scale)?.matmul(&k.t()?)?;
     let logits = match mask.dtype() {
-        DType::Bool => logits.masked_fill(&mask.detach().logical_not()?, f64::NEG_INFINITY)?,
+        DType::Bool => mask.where_cond(&logits, &nothing(&logits)?)?,
         _ => logits.add(&mask.detach())?,
     };
     match q.device() {
@@ -29,9 +29,17 @@ fn logits(plan: &Plan, [q, k, _]: &[Tensor; 3], mask: &Tensor) -> Result<Tensor>
     }
 }
 
+/// -infinity, written by a kernel: numbers of the host cannot be part of a recorded graph.
+fn nothing(like: &Tensor) -> Result<Tensor> {
+    match like.device() {
+        Device::Cuda(index) => full(OP, index, &[], f64::NEG_INFINITY, like.dtype()),
+        Device::Cpu => like.full_like(f64::NEG_INFINITY),
+    }
+}
+
 /// The queries that may attend to nothing, `[.., Lq, 1]`, whose log-sum-exp is -infinity.
 fn blind(lse: &Tensor) -> Result<Tensor> {
-    lse.eq(&lse.full_like(f64::NEG_INFINITY)?)?.unsqueeze(-1)
+    lse.eq(&nothing(lse)?)?.unsqueeze(-1)
 }
 
 /// Output at these strides, and log-sum-exp.

@@ -157,9 +157,10 @@ fn masks_stay_on_the_gpu() -> Result<()> {
         for boolean in [true, false] {
             let mask = mask(&[3, 1, 5], boolean, 4)?;
             let mask = if boolean { mask } else { mask.requires_grad() };
+            let options = crate::BackwardOptions { grad: Some(q.detach()), ..Default::default() };
             let step = || {
                 let (out, lse) = q.scaled_dot_product_attention(&k, &v, Some(&mask), true, None)?;
-                Ok((out.sum(())?.backward()?, lse))
+                Ok((out.backward_with(&options)?, lse))
             };
             crate::gpu::Graph::capture(gpu, step)?;
         }
