@@ -9,7 +9,7 @@ using namespace smalti;
 // ---- mathematics, f32 and f64 under one name ----
 
 #define MATH1(name) DEV float m_##name(float x) { return name##f(x); } DEV double m_##name(double x) { return name(x); }
-MATH1(exp) MATH1(log) MATH1(sqrt) MATH1(tanh) MATH1(erf) MATH1(erfc) MATH1(log1p) MATH1(fabs)
+MATH1(exp) MATH1(log) MATH1(sqrt) MATH1(tanh) MATH1(erf) MATH1(erfc) MATH1(log1p) MATH1(fabs) MATH1(atan)
 DEV float m_pow(float x, float e) { return powf(x, e); }
 DEV double m_pow(double x, double e) { return pow(x, e); }
 
@@ -39,6 +39,7 @@ template <class R> DEV R function(int f, R p, R q, R x) {
     case SMALTI_SQUARE: return x * x;
     case SMALTI_RECIP: return (R)1 / x;
     case SMALTI_ERF: return m_erf(x);
+    case SMALTI_ATAN: return m_atan(x);
     case SMALTI_SILU: return x / ((R)1 + m_exp(-x));
     case SMALTI_GELU: {
       const R a = m_fabs(x);
@@ -75,6 +76,7 @@ template <class R> DEV R derivative(int f, R p, R q, R g, R s) {
     case SMALTI_SQUARE: return g * (s + s);
     case SMALTI_RECIP: return -(g * s * s);
     case SMALTI_ERF: return g * (R)1.1283791670955126 * m_exp(-(s * s));
+    case SMALTI_ATAN: return g / ((R)1 + s * s);
     case SMALTI_SILU: {
       const R y = (R)1 / ((R)1 + m_exp(-s));
       return g * y * ((R)1 + s * ((R)1 - y));

@@ -40,7 +40,7 @@ void smalti_emulate_schedule(uint32_t seed);
 /* Functions of one number; p and q are their constants. */
 typedef enum {
   SMALTI_EXP, SMALTI_LOG, SMALTI_SQRT, SMALTI_RSQRT, SMALTI_TANH, SMALTI_SIGMOID, SMALTI_RELU, SMALTI_ABS,
-  SMALTI_SQUARE, SMALTI_RECIP, SMALTI_ERF, SMALTI_SILU, SMALTI_GELU, SMALTI_GELU_TANH,
+  SMALTI_SQUARE, SMALTI_RECIP, SMALTI_ERF, SMALTI_ATAN, SMALTI_SILU, SMALTI_GELU, SMALTI_GELU_TANH,
   SMALTI_SOFTPLUS, /* beta, threshold */
   SMALTI_CLAMP,    /* min, max; integers too */
   SMALTI_CUBE,
@@ -344,6 +344,21 @@ int32_t smalti_unfold(const smalti_view *x, const smalti_view *y, const smalti_w
 int32_t smalti_fold(const smalti_view *x, const smalti_view *y, const smalti_windows *windows, void *stream);
 
 /* ---- detection: ROIAlign, NMS ---- */
+
+/* x [N,C,H,W], boxes [R,5] (image, x1, y1, x2, y2; contiguous, f32 or f64 for f64), y [R,C,h,w]; x and y of any strides.
+   samples <= 0: as many as a bin has pixels. Boxes of images that are not there give NaN, and no gradient. */
+int32_t smalti_roi_align_forward(const smalti_view *x, const smalti_view *boxes, double scale, int64_t samples,
+                                 int32_t aligned, const smalti_view *y, void *stream);
+/* Bytes that the backward needs. */
+int64_t smalti_roi_align_workspace(int64_t boxes);
+int32_t smalti_roi_align_backward(const smalti_view *dy, const smalti_view *boxes, double scale, int64_t samples,
+                                  int32_t aligned, const smalti_view *dx, void *workspace, void *stream);
+/* Bytes that n boxes need; -1 if they are too many. */
+int64_t smalti_nms_workspace(int64_t n);
+/* boxes [n,4] (x1, y1, x2, y2; contiguous, f32 or f64), order [n] their indices (i64) by falling score, groups [n] (i64)
+   or null. The first found[0] of kept [n] are the indices that are kept, in that order; both i64. */
+int32_t smalti_nms(const smalti_view *boxes, const smalti_view *order, const smalti_view *groups, double threshold,
+                   const smalti_view *kept, const smalti_view *found, void *workspace, void *stream);
 
 /* ---- attention ---- */
 

@@ -197,6 +197,8 @@ pub trait Real:
     fn tanh(self) -> Self;
     /// Error function.
     fn erf(self) -> Self;
+    /// Inverse tangent.
+    fn atan(self) -> Self;
     /// Probability that a standard normal variable exceeds |x|, and its density at x.
     fn normal(self) -> (Self, Self);
     /// self^exponent
@@ -265,6 +267,10 @@ macro_rules! real {
             #[inline(always)]
             fn erf(self) -> $t {
                 $erf(self)
+            }
+            #[inline(always)]
+            fn atan(self) -> $t {
+                $t::atan(self)
             }
             #[inline(always)]
             fn normal(self) -> ($t, $t) {

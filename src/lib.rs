@@ -112,6 +112,7 @@ pub use dtype::DType;
 pub use error::{Error, Result};
 pub use gradcheck::{gradcheck, gradcheck_with};
 pub use ops::{
+    boxes::BoxFormat,
     contrastive::InfoNce,
     conv::ConvOptions,
     grid_sample::{GridMode, GridOptions, GridPadding},
@@ -120,6 +121,7 @@ pub use ops::{
     pad::PadMode,
     patchify::PatchOrder,
     pool::{PoolDivisor, PoolOptions},
+    roi_align::RoiAlignOptions,
 };
 pub use random::Rng;
 pub use shape::{Dim, DimList, IntoShape};

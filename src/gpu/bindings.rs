@@ -40,14 +40,15 @@ pub const SMALTI_ABS: smalti_unary = 7;
 pub const SMALTI_SQUARE: smalti_unary = 8;
 pub const SMALTI_RECIP: smalti_unary = 9;
 pub const SMALTI_ERF: smalti_unary = 10;
-pub const SMALTI_SILU: smalti_unary = 11;
-pub const SMALTI_GELU: smalti_unary = 12;
-pub const SMALTI_GELU_TANH: smalti_unary = 13;
-pub const SMALTI_SOFTPLUS: smalti_unary = 14;
-pub const SMALTI_CLAMP: smalti_unary = 15;
-pub const SMALTI_CUBE: smalti_unary = 16;
-pub const SMALTI_POW: smalti_unary = 17;
-pub const SMALTI_AFFINE: smalti_unary = 18;
+pub const SMALTI_ATAN: smalti_unary = 11;
+pub const SMALTI_SILU: smalti_unary = 12;
+pub const SMALTI_GELU: smalti_unary = 13;
+pub const SMALTI_GELU_TANH: smalti_unary = 14;
+pub const SMALTI_SOFTPLUS: smalti_unary = 15;
+pub const SMALTI_CLAMP: smalti_unary = 16;
+pub const SMALTI_CUBE: smalti_unary = 17;
+pub const SMALTI_POW: smalti_unary = 18;
+pub const SMALTI_AFFINE: smalti_unary = 19;
 pub type smalti_unary = ::core::ffi::c_uint;
 unsafe extern "C" {
     pub fn smalti_unary_forward(
@@ -824,6 +825,47 @@ unsafe extern "C" {
         x: *const smalti_view,
         y: *const smalti_view,
         windows: *const smalti_windows,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_roi_align_forward(
+        x: *const smalti_view,
+        boxes: *const smalti_view,
+        scale: f64,
+        samples: i64,
+        aligned: i32,
+        y: *const smalti_view,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_roi_align_workspace(boxes: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_roi_align_backward(
+        dy: *const smalti_view,
+        boxes: *const smalti_view,
+        scale: f64,
+        samples: i64,
+        aligned: i32,
+        dx: *const smalti_view,
+        workspace: *mut ::core::ffi::c_void,
+        stream: *mut ::core::ffi::c_void,
+    ) -> i32;
+}
+unsafe extern "C" {
+    pub fn smalti_nms_workspace(n: i64) -> i64;
+}
+unsafe extern "C" {
+    pub fn smalti_nms(
+        boxes: *const smalti_view,
+        order: *const smalti_view,
+        groups: *const smalti_view,
+        threshold: f64,
+        kept: *const smalti_view,
+        found: *const smalti_view,
+        workspace: *mut ::core::ffi::c_void,
         stream: *mut ::core::ffi::c_void,
     ) -> i32;
 }

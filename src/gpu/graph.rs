@@ -295,8 +295,15 @@ impl Drop for Graph {
     }
 }
 
+/// For tests: recordings have the device for themselves, which is `cuda:1`.
 #[cfg(all(test, feature = "emulate"))]
-pub(crate) mod tests {
+pub(crate) fn alone() -> MutexGuard<'static, ()> {
+    static LOCK: Mutex<()> = Mutex::new(());
+    LOCK.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(all(test, feature = "emulate"))]
+mod tests {
     use super::*;
     use crate::{
         DType,
@@ -305,12 +312,6 @@ pub(crate) mod tests {
     };
 
     const GPU: Device = Device::Cuda(1);
-
-    /// Recordings have the device for themselves.
-    pub(crate) fn alone() -> MutexGuard<'static, ()> {
-        static LOCK: Mutex<()> = Mutex::new(());
-        LOCK.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 
     fn matrix() -> Result<Tensor> {
         Device::Cpu.scope(|| Tensor::arange(4, DType::F32)?.reshape([2, 2]))?.to_device(GPU)

@@ -21,7 +21,7 @@ mod timing;
 pub(crate) use bindings as sys;
 pub(crate) use driver::{Convolution, Image, open};
 #[cfg(all(test, feature = "emulate"))]
-pub(crate) use graph::tests::alone;
+pub(crate) use graph::alone;
 pub use graph::{Graph, refill};
 #[allow(unused_imports)]
 pub(crate) use graph::{is_recording, touch};

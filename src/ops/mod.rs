@@ -2,6 +2,7 @@
 
 mod attention;
 mod binary;
+pub(crate) mod boxes;
 mod cast;
 mod cat;
 pub(crate) mod contrastive;
@@ -17,6 +18,7 @@ pub(crate) mod loss;
 mod masked;
 mod masking;
 mod matmul;
+mod nms;
 mod norm;
 mod operators;
 pub(crate) mod pad;
@@ -25,6 +27,7 @@ mod pixel_shuffle;
 pub(crate) mod pool;
 mod reduce;
 mod repeat;
+pub(crate) mod roi_align;
 mod roll;
 mod scalar;
 mod scatter;

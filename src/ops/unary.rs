@@ -198,6 +198,13 @@ unary! {
         tensor: |g, x| g.mul(&x.square()?.neg()?.exp()?)?.mul_scalar(FRAC_2_SQRT_PI)
     }
 
+    /// Inverse tangent, between -pi/2 and pi/2.
+    atan(input) Atan as SMALTI_ATAN {
+        f: |x| x.atan(),
+        df: |g, x| g / (R::ONE + x * x),
+        tensor: |g, x| g.div(&x.square()?.add_scalar(1.0)?)
+    }
+
     /// x sigmoid(x), also called swish.
     silu(input) Silu as SMALTI_SILU {
         f: |x| x / (R::ONE + (-x).exp()),
@@ -444,7 +451,7 @@ mod tests {
     use crate::{BackwardOptions, Rng, gradcheck};
 
     type Op = fn(&Tensor) -> Result<Tensor>;
-    const OPS: [(&str, Op); 14] = [
+    const OPS: [(&str, Op); 15] = [
         ("exp", |x| x.exp()),
         ("tanh", |x| x.tanh()),
         ("sigmoid", |x| x.sigmoid()),
@@ -452,6 +459,7 @@ mod tests {
         ("abs", |x| x.abs()),
         ("square", |x| x.square()),
         ("erf", |x| x.erf()),
+        ("atan", |x| x.atan()),
         ("silu", |x| x.silu()),
         ("gelu", |x| x.gelu()),
         ("gelu_tanh", |x| x.gelu_tanh()),

@@ -4,6 +4,8 @@
 
 mod file;
 mod mae;
+mod nms;
+mod roi_align;
 mod window_attention;
 
 use file::{Golden, Report};
@@ -13,7 +15,12 @@ use std::{env, fs, path::PathBuf};
 type Check = fn(&Golden, &mut Report) -> smalti::Result<()>;
 
 /// Kinds of files and the checks for them.
-const KINDS: &[(&str, Check)] = &[("mae", mae::check), ("window_attention", window_attention::check)];
+const KINDS: &[(&str, Check)] = &[
+    ("mae", mae::check),
+    ("nms", nms::check),
+    ("roi_align", roi_align::check),
+    ("window_attention", window_attention::check),
+];
 
 /// Largest deviation allowed, relative to the largest magnitude of the reference tensor.
 pub mod tolerance {
@@ -21,6 +28,8 @@ pub mod tolerance {
     pub const OUTPUT: f64 = 6e-6;
     /// Losses.
     pub const LOSS: f64 = 5e-6;
+    /// Values pooled from boxes in f32, and overlaps of boxes.
+    pub const POOLED: f64 = 5e-6;
     /// Gradients.
     pub const GRADIENT: f64 = 1e-5;
     /// One attention in f32.

@@ -8,7 +8,7 @@ use crate::{
 };
 use smallvec::smallvec;
 
-/// Do the kernels do this? Masks, wide heads and no keys at all go through the host.
+/// Do the kernels do this? Wide heads and no keys at all go through the host; for masks see `masked`.
 pub fn takes(plan: &Plan, mask: bool) -> bool {
     !mask && plan.d.max(plan.dv) <= 128 && plan.keys > 0 && plan.d * plan.dv > 0
 }

@@ -5,6 +5,8 @@
 mod cpu;
 #[cfg(gpu)]
 mod gpu;
+#[cfg(gpu)]
+mod masked;
 mod window;
 
 use crate::{
@@ -21,7 +23,7 @@ impl Tensor {
     /// log-sum-exp of each row of logits, `[.., Lq]`, untracked and f32 for half types.
     ///
     /// `mask` broadcasts to `[.., Lq, Lk]`: boolean (true = may attend) or float (added to the scaled logits;
-    /// its gradient takes the memory of all logits). `causal`: query i sees keys 0..=i. `scale` is 1/sqrt(D)
+    /// its gradient takes the memory of all logits, and so does any mask on a GPU). `causal`: query i sees keys 0..=i. `scale` is 1/sqrt(D)
     /// if not given. A query that may attend to nothing gives zeros and sends no gradient.
     /// Saves: inputs, output and log-sum-exp.
     ///
@@ -56,8 +58,12 @@ impl Tensor {
             q,
             OP,
             for_real!(wide, OP, T => cpu::forward::<T>(&plan, &views, mask.as_ref(), shape, strides)),
-            gpu::forward(&plan, &views, shape, strides, OP),
-            when gpu::takes(&plan, mask.is_some())
+            if mask.is_some() {
+                masked::forward(&plan, &views, mask.as_ref(), shape, strides)
+            } else {
+                gpu::forward(&plan, &views, shape, strides, OP)
+            },
+            when gpu::takes(&plan, mask.is_some()) || masked::takes(&plan, mask.is_some())
         )?;
         // An untracked tensor stands for a mask that is not there.
         let mask_input = mask.clone().unwrap_or_else(|| lse.clone());
@@ -231,7 +237,9 @@ impl Backward for Attention {
             grad,
             Self::NAME,
             for_real!(grad.dtype(), Self::NAME, T => Ok(cpu::backward::<T>(saved, &grad, needs))),
-            {
+            if saved.mask.is_some() {
+                masked::backward(saved, &grad, needs)
+            } else {
                 let made = saved.views.each_ref().map(|t| {
                     let shape = Dims::from_slice(t.shape());
                     let strides = like(t, &shape);
@@ -242,7 +250,7 @@ impl Backward for Attention {
                 gpu::backward(saved, &grad, [&q, &k, &v], OP)?;
                 Ok([Some(q), Some(k), Some(v), None])
             },
-            when gpu::takes(&saved.plan, saved.mask.is_some())
+            when gpu::takes(&saved.plan, saved.mask.is_some()) || masked::takes(&saved.plan, saved.mask.is_some())
         )?;
         Ok(grads.into_iter().collect())
     }

@@ -95,6 +95,79 @@ fn packed() -> Result<()> {
     Ok(())
 }
 
+/// A mask of one of the shapes that broadcast: boolean, or added with -infinity among its numbers.
+fn mask(shape: &[usize], boolean: bool, seed: u64) -> Result<Tensor> {
+    let noise = random(shape, seed)?;
+    let hidden = noise.gt(&noise.full_like(0.7)?)?;
+    if boolean { hidden.logical_not() } else { noise.masked_fill(&hidden, f64::NEG_INFINITY) }
+}
+
+#[test]
+fn masks_of_all_shapes() -> Result<()> {
+    let (q, k, v) = (random(&[2, 3, 5, 4], 1)?, random(&[2, 1, 6, 4], 2)?, random(&[2, 3, 6, 2], 3)?);
+    // a mask is a log of factors for the weights: naive products with it
+    let exact = |mask: &Tensor, causal: bool| -> Result<Vec<f64>> {
+        let added = match mask.dtype() {
+            DType::Bool => mask.to_dtype(DType::F64)?.log()?,
+            _ => mask.clone(),
+        };
+        let mut weights = q.matmul(&k.t()?)?.mul_scalar(0.5)?.add(&added)?.exp()?;
+        if causal {
+            weights = weights.tril(0)?;
+        }
+        let sum = weights.sum_keepdim(-1)?;
+        let none = sum.eq(&sum.zeros_like()?)?;
+        weights.matmul(&v)?.div(&sum)?.masked_fill(&none, 0.0)?.to_vec::<f64>()
+    };
+    for shape in [&[6][..], &[5, 1], &[5, 6], &[3, 5, 6], &[2, 1, 1, 6], &[2, 3, 5, 6], &[1, 1]] {
+        for (boolean, causal) in [(true, false), (false, false), (true, true), (false, true)] {
+            let mask = mask(shape, boolean, 4)?;
+            let (out, _) = q.scaled_dot_product_attention(&k, &v, Some(&mask), causal, None)?;
+            close(&out.to_vec::<f64>()?, &exact(&mask, causal)?, 1e-12);
+            let run = |t: &[Tensor]| {
+                Ok(t[0].scaled_dot_product_attention(&t[1], &t[2], Some(&mask), causal, None)?.0)
+            };
+            gradcheck(run, &[q.clone(), k.clone(), v.clone()])?;
+            for dtype in [DType::F32, DType::BF16] {
+                let [q, k, v, m] = [&q, &k, &v, &mask]
+                    .map(|t| if t.dtype() == DType::Bool { Ok(t.clone()) } else { t.to_dtype(dtype) });
+                let (got, lse) = q?.scaled_dot_product_attention(&k?, &v?, Some(&m?), causal, None)?;
+                assert_eq!((got.dtype(), lse.dtype()), (dtype, DType::F32));
+                let tolerance = if dtype == DType::F32 { 1e-5 } else { 0.1 };
+                close(&got.to_dtype(DType::F64)?.to_vec::<f64>()?, &out.to_vec::<f64>()?, tolerance);
+            }
+        }
+    }
+    // stored [B, L, H, D]
+    let stored = q.transpose(1, 2)?.contiguous()?.transpose(1, 2)?;
+    let (out, _) =
+        stored.scaled_dot_product_attention(&k, &v, Some(&mask(&[5, 6], true, 4)?), false, None)?;
+    assert_eq!(out.strides(), [30, 2, 6, 1], "the memory order of the queries is kept");
+    Ok(())
+}
+
+#[cfg(feature = "emulate")]
+#[test]
+fn masks_stay_on_the_gpu() -> Result<()> {
+    // a recording refuses whatever goes through the host
+    let (_alone, gpu) = (crate::gpu::alone(), crate::Device::cuda(1)?);
+    gpu.scope(|| {
+        let leaf = |seed| random(&[2, 3, 5, 4], seed).map(|t| t.requires_grad());
+        let (q, k, v) = (leaf(1)?, leaf(2)?, leaf(3)?);
+        for boolean in [true, false] {
+            let mask = mask(&[3, 1, 5], boolean, 4)?;
+            let mask = if boolean { mask } else { mask.requires_grad() };
+            let options = crate::BackwardOptions { grad: Some(q.detach()), ..Default::default() };
+            let step = || {
+                let (out, lse) = q.scaled_dot_product_attention(&k, &v, Some(&mask), true, None)?;
+                Ok((out.backward_with(&options)?, lse))
+            };
+            crate::gpu::Graph::capture(gpu, step)?;
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn masks_and_edges() -> Result<()> {
     let (q, k, v) = (random(&[2, 3, 4], 1)?, random(&[2, 2, 4], 2)?, random(&[2, 2, 4], 3)?);
