@@ -1,9 +1,9 @@
 //! Matrix products on raw memory, by the `gemm` crate (AVX-512 where the processor has it).
 
 use super::{
-    awake,
     parallel::{Shared, SharedMut, for_ranges},
     pool::CpuVec,
+    team,
     transpose::transpose,
 };
 use crate::dtype::DType;
@@ -120,6 +120,6 @@ pub unsafe fn gemm<T: GemmElement>(
     };
     match parallelism {
         gemm::Parallelism::None => product(),
-        gemm::Parallelism::Rayon(_) => awake::with(product),
+        gemm::Parallelism::Rayon(_) => team::with_rayon(product),
     }
 }

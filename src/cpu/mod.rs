@@ -1,6 +1,5 @@
 //! Helpers for CPU code: buffers, threads, SIMD, matrix products. No operation lives here.
 
-pub mod awake;
 pub mod axis;
 pub mod elementwise;
 pub mod gemm;
@@ -8,4 +7,5 @@ pub mod parallel;
 pub mod pool;
 pub mod rows;
 pub mod simd;
+pub mod team;
 pub mod transpose;

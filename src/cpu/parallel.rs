@@ -1,7 +1,7 @@
 //! Splitting work over threads. Splits depend on sizes alone, never on the number of threads, so that results
 //! are bit-identical for any `RAYON_NUM_THREADS`.
 
-use super::awake;
+use super::team;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -22,7 +22,9 @@ fn ranges(n: usize, grain: usize, f: &(dyn Fn(Range<usize>) + Sync)) {
         (0..chunks).for_each(|i| f(i * grain..n.min((i + 1) * grain)));
     } else {
         let part = |i: usize| f(i * grain..n.min((i + 1) * grain));
-        awake::with(|| (0..chunks).into_par_iter().for_each(part));
+        if !team::run(chunks, &part) {
+            (0..chunks).into_par_iter().for_each(part);
+        }
     }
 }
 
