@@ -2,10 +2,11 @@
 
 use crate::measure::{Case, Timer};
 use serde_json::{Value, json};
-use smalti::optim::{Algorithm, Optimizer};
 use smalti::{
     CrossEntropy, DType, Error, InterpolateOptions, Interpolation, OutputSize, PatchOrder, Result, Rng,
-    RoiAlignOptions, Running, Tensor, nms, nn::Param, optim,
+    RoiAlignOptions, Tensor,
+    nn::Param,
+    optim::{self, Algorithm, Optimizer},
 };
 
 /// Memory of all sets of inputs together, bytes: several times the L2 cache where the work is small.
@@ -160,7 +161,7 @@ fn norm_pix_loss(make: &mut Make) -> Result<Case> {
     let channels = dim / (side * side);
     let pred = make.leaf(&[n, tokens, dim], 1.0)?;
     let images = make.randn(&[n, channels, side, side * tokens], 1.0)?;
-    let mask = make.rand(&[n, tokens])?.lt_scalar(0.75)?.to_dtype(DType::F32)?;
+    let mask = make.rand(&[n, tokens])?.lt(&Tensor::full((), 0.75, DType::F32)?)?.to_dtype(DType::F32)?;
     let leaves = vec![pred.clone()];
     let forward = move || one(pred.masked_patch_loss(&images, &mask, side, Some(1e-6)));
     Ok(Case { leaves, forward: Box::new(forward) })
@@ -230,10 +231,7 @@ fn batch_norm(make: &mut Make) -> Result<Case> {
     let (w, b) = (make.leaf(&[c], 1.0)?, make.leaf(&[c], 1.0)?);
     let (mean, var) = (make.rand(&[c])?, make.rand(&[c])?);
     let leaves = vec![x.clone(), w.clone(), b.clone()];
-    let forward = move || {
-        let running = Running { mean: &mean, var: &var };
-        Ok(vec![x.batch_norm(Some(running), Some(&w), Some(&b), true, 0.1, 1e-5)?.0])
-    };
+    let forward = move || Ok(vec![x.batch_norm(Some((&mean, &var)), Some(&w), Some(&b), true, 0.1, 1e-5)?.0]);
     Ok(Case { leaves, forward: Box::new(forward) })
 }
 
@@ -263,7 +261,7 @@ fn boxes_nms(make: &mut Make) -> Result<Case> {
     let corner = make.rand(&[count, 2])?.mul_scalar(900.0)?;
     let far = make.rand(&[count, 2])?.affine(120.0, 4.0)?.add(&corner)?;
     let (boxes, scores) = (Tensor::cat(&[corner, far], 1)?, make.rand(&[count])?);
-    Ok(Case { leaves: Vec::new(), forward: Box::new(move || one(nms(&boxes, &scores, 0.5))) })
+    Ok(Case { leaves: Vec::new(), forward: Box::new(move || one(boxes.nms(&scores, 0.5))) })
 }
 
 fn resize(make: &mut Make, mode: Interpolation, antialias: bool) -> Result<Case> {

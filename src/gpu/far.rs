@@ -47,12 +47,12 @@ fn operations() -> Vec<(&'static str, Op)> {
         ("unary", |x, _| x.exp()),
         ("binary", |x, _| x.mul(&x.add_scalar(1.0)?)),
         ("broadcast", |x, rng| x.add(&vector(WIDTH, rng)?)),
-        ("where_cond", |x, _| x.gt_scalar(0.0)?.where_cond(x, &x.neg()?)),
+        ("where_cond", |x, _| x.gt(&x.mul_scalar(0.0)?)?.where_cond(x, &x.neg()?)),
         ("to_dtype", |x, _| x.to_dtype(DType::F32)),
         ("transposed copy", |x, _| x.t()?.contiguous()),
         ("sum of rows", |x, _| x.sum(1)),
         ("sum of columns", |x, _| x.sum(0)),
-        ("max", |x, _| Ok(x.max_dim(0)?.0)),
+        ("max", |x, _| Ok(x.max(0)?.0)),
         ("var", |x, _| x.var(1, 1)),
         ("cumsum", |x, _| x.cumsum(0)),
         ("sort", |x, _| Ok(x.sort(1, false)?.0)),
@@ -72,7 +72,7 @@ fn operations() -> Vec<(&'static str, Op)> {
         }),
         ("gather", |x, _| x.gather(1, &ids(ROWS * 7, WIDTH)?.reshape([ROWS, 7])?)),
         ("index_select", |x, _| x.index_select(0, &ids(4, ROWS)?)),
-        ("masked_fill", |x, _| x.masked_fill(&x.gt_scalar(0.5)?, -1.0)),
+        ("masked_fill", |x, _| x.masked_fill(&x.gt(&x.neg()?)?, -1.0)),
         ("cat", |x, _| Tensor::cat(&[x, x], 0)),
         ("pad", |x, _| x.pad(&[(1, 2)], PadMode::Constant(0.0))),
         ("flip", |x, _| x.flip([0, 1])),
@@ -111,8 +111,8 @@ fn operations() -> Vec<(&'static str, Op)> {
             let w = vector(2 * 6 * 9, rng)?.reshape([2, 6, 3, 3])?;
             image(x)?.conv2d(&w, None, Default::default())
         }),
-        ("max_pool2d", |x, _| image(x)?.max_pool2d(PoolOptions::new(2))),
-        ("avg_pool2d", |x, _| image(x)?.avg_pool2d(PoolOptions::new(2), PoolDivisor::WithPadding)),
+        ("max_pool2d", |x, _| image(x)?.max_pool2d(PoolOptions::new(2, 2, 0))),
+        ("avg_pool2d", |x, _| image(x)?.avg_pool2d(PoolOptions::new(2, 2, 0), PoolDivisor::WithPadding)),
         ("interpolate", |x, _| {
             let options = InterpolateOptions { mode: Interpolation::Bilinear, ..Default::default() };
             image(x)?.interpolate(OutputSize::Pixels([7, 5]), &options)
