@@ -100,7 +100,7 @@ impl Drop for Posted {
         while VISITORS.load(SeqCst) > 0 {
             looks += 1;
             // the thread that is waited for may need this processor
-            if looks % (16 * LOOKS) == 0 { std::thread::yield_now() } else { std::hint::spin_loop() }
+            if looks.is_multiple_of(16 * LOOKS) { std::thread::yield_now() } else { std::hint::spin_loop() }
         }
         BUSY.set(false);
     }
