@@ -15,6 +15,7 @@ make() {
 if [ "${1:-}" = --check ]; then
     diff -u src/gpu/bindings.rs <(make) || { echo "src/gpu/bindings.rs is out of date: run scripts/bindings.sh" >&2; exit 1; }
 else
+    trap "rm -f src/gpu/bindings.rs.new" EXIT
     make > src/gpu/bindings.rs.new
     mv src/gpu/bindings.rs.new src/gpu/bindings.rs
 fi

@@ -8,7 +8,6 @@ use crate::{
 };
 use half::bf16;
 
-/// Has this one's memory for itself.
 const GPU: Device = Device::Cuda(1);
 const ROWS: usize = 3;
 const WIDTH: usize = 96;
@@ -135,6 +134,7 @@ fn both(op: Op, x: &T) -> Result<[T; 2]> {
 
 #[test]
 fn rows_beyond_two_to_the_31() -> Result<()> {
+    let _alone = super::alone();
     GPU.scope(|| {
         let near = Tensor::randn([ROWS, WIDTH], &mut Rng::new(1))?.to_dtype(DType::BF16)?;
         let far = far(&near.to_vec::<bf16>()?)?;

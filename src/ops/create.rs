@@ -43,12 +43,17 @@ impl Tensor {
     }
 
     #[track_caller]
-    fn full_on(shape: impl IntoShape, value: f64, dtype: DType, device: Device) -> Result<Tensor> {
+    pub(crate) fn full_on(shape: impl IntoShape, value: f64, dtype: DType, device: Device) -> Result<Tensor> {
         let shape = shape.into_shape();
         checked_count("full", &shape, dtype.size())?;
-        let one =
-            for_dtype!(dtype, T => Tensor::from_cpu(CpuVec::from_slice(&[T::from_f64(value)]), (), "full"));
-        let one = one.transferred(device)?;
+        let one = match device {
+            // made there, so that it can be part of a recorded graph
+            #[cfg(gpu)]
+            Device::Cuda(index) => crate::gpu::elementwise::full("full", index, &[], value, dtype)?,
+            _ => {
+                for_dtype!(dtype, T => Tensor::from_cpu(CpuVec::from_slice(&[T::from_f64(value)]), (), "full"))
+            }
+        };
         #[cfg(gpu)]
         crate::gpu::know(
             &one,

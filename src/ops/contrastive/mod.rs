@@ -125,8 +125,7 @@ impl Tensor {
         let saved = Saved {
             q: rows_of(&q)?,
             k: if keys.strides().contains(&1) { keys } else { keys.contiguous()? },
-            scale: Tensor::full((), 1.0 / temperature, self.dtype().computed_in())?
-                .to_device(self.device())?,
+            scale: Tensor::full_on((), 1.0 / temperature, self.dtype().computed_in(), self.device())?,
             positive: Some(rows_of(&positive)?),
             labels: Labels { offset: 0, both: false },
         };
