@@ -56,7 +56,13 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
   }
   const int steps = (end + NT - 1) / NT;
   auto fetch = [&](int j) {
-    load_pair<T, DP>(stage + (j & 1) * 2 * STAGE, STAGE, LD, p, p.k, p.v, p.ks, w, j * NT * 8, NT * 8, tid, threads);
+    T* to = stage + (j & 1) * 2 * STAGE;
+    if constexpr (DP > 80) {
+      load_each<T, DP>(to, LD, p, p.k, p.ks, w, j * NT * 8, NT * 8, tid, threads);
+      load_each<T, DP>(to + STAGE, LD, p, p.v, p.ks, w, j * NT * 8, NT * 8, tid, threads);
+    } else {
+      load_pair<T, DP>(to, STAGE, LD, p, p.k, p.v, p.ks, w, j * NT * 8, NT * 8, tid, threads);
+    }
   };
   auto tables = [&]() {
     load_table<T, DP>((T*)(sm + at.table_h), LD, p, p.rel_h, 2 * p.ks.win_h - 1, p.q.n, tid, threads);

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_mma(const Problem p) 
   }
   const int steps = (end + NT - 1) / NT;
   auto fetch = [&](int j) {
-    load_pair<T, DP>(stage + (j & 1) * 2 * STAGE, STAGE, LD, p, p.k, p.v, p.ks, w, j * NT * 8, NT * 8, tid, threads);
+    load_pair<T, DP, (DP <= 64)>(stage + (j & 1) * 2 * STAGE, STAGE, LD, p, p.k, p.v, p.ks, w, j * NT * 8, NT * 8, tid, threads);
   };
   load_rows<T, DP>((T*)(sm + at.q), LD, p, p.q, p.qs, w, w.tile * warps * MT * 16, warps * MT * 16, tid, threads);
   constexpr bool BORROW = REL == kShared || REL == kRow64;

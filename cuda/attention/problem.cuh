@@ -133,13 +133,20 @@ template <class T, int WIDTH> struct Lanes {
   static constexpr int V = 16 / (int)sizeof(T), CHUNKS = WIDTH / V, N = (CHUNKS & -CHUNKS) < 32 ? (CHUNKS & -CHUNKS) : 32, EACH = CHUNKS / N;
 };
 
-/// `load_rows` where rows are not aligned.
-template <class T, int WIDTH> DEV void load_narrow(T* dst, int ld, const Field& f, const Side& s, const Place& w, int first, int rows, int tid, int threads) {
+/// `load_rows` with an address computation for each 16 bytes: where rows are not aligned, or a kernel has no registers for
+/// a walk.
+template <class T, int WIDTH> DEV void load_each(T* dst, int ld, const Problem& p, const Field& f, const Side& s, const Place& w,
+                                                 int first, int rows, int tid, int threads) {
   constexpr int V = 16 / (int)sizeof(T), CH = WIDTH / V;
   for (int i = tid; i < rows * CH; i += threads) {
     const int r = i / CH, c = i % CH * V, y = (first + r) / s.pitch, x = first + r - y * s.pitch;
     const T* from = source<T>(f, s, w, y, x);
-    for (int e = 0; e < V; e++) dst[r * ld + c + e] = from && c + e < f.n ? from[c + e] : zero_of<T>();
+    T* to = dst + r * ld + c;
+    if (p.wide && from && c < f.n) {
+      cp16(to, from + c);
+    } else {
+      for (int e = 0; e < V; e++) to[e] = from && c + e < f.n ? from[c + e] : zero_of<T>();
+    }
   }
 }
 
@@ -148,7 +155,7 @@ template <class T, int WIDTH> DEV void load_narrow(T* dst, int ld, const Field& 
 template <class T, int WIDTH> DEV void load_rows(T* dst, int ld, const Problem& p, const Field& f, const Side& s, const Place& w,
                                                  int first, int rows, int tid, int threads) {
   using L = Lanes<T, WIDTH>;
-  if (!p.wide) return load_narrow<T, WIDTH>(dst, ld, f, s, w, first, rows, tid, threads);
+  if (!p.wide) return load_each<T, WIDTH>(dst, ld, p, f, s, w, first, rows, tid, threads);
   const int r0 = tid / L::N, c = tid % L::N * L::V, step = threads / L::N;
   Walk k(s, w, first + r0, step);
   Reader<T> from(f, s, w, k, c);
@@ -158,13 +165,15 @@ template <class T, int WIDTH> DEV void load_rows(T* dst, int ld, const Problem& 
   }
 }
 
-/// The same for two fields of one side, the second one's rows `apart` elements behind the first one's.
-template <class T, int WIDTH> DEV void load_pair(T* dst, int apart, int ld, const Problem& p, const Field& f, const Field& f2, const Side& s,
-                                                 const Place& w, int first, int rows, int tid, int threads) {
+/// The same for two fields of one side, the second one's rows `apart` elements behind the first one's. `TOGETHER`: in one
+/// walk; where a kernel has no registers for two readers at once, in two.
+template <class T, int WIDTH, bool TOGETHER = true>
+DEV void load_pair(T* dst, int apart, int ld, const Problem& p, const Field& f, const Field& f2, const Side& s, const Place& w,
+                   int first, int rows, int tid, int threads) {
   using L = Lanes<T, WIDTH>;
-  if (!p.wide) {
-    load_narrow<T, WIDTH>(dst, ld, f, s, w, first, rows, tid, threads);
-    return load_narrow<T, WIDTH>(dst + apart, ld, f2, s, w, first, rows, tid, threads);
+  if (!p.wide || !TOGETHER) {
+    load_rows<T, WIDTH>(dst, ld, p, f, s, w, first, rows, tid, threads);
+    return load_rows<T, WIDTH>(dst + apart, ld, p, f2, s, w, first, rows, tid, threads);
   }
   const int r0 = tid / L::N, c = tid % L::N * L::V, step = threads / L::N;
   Walk k(s, w, first + r0, step);
