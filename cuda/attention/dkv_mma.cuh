@@ -60,8 +60,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_mma(const Problem p) {
   const int start = p.causal ? block / kQueries : 0, steps = (queries + kQueries - 1) / kQueries;
   auto fetch = [&](int j) {
     const int s = j & 1;
-    load_rows<T, DP>(stage + s * 2 * STAGE, LD, p, p.q, p.qs, w, j * kQueries, kQueries, tid, threads);
-    load_rows<T, DP>(stage + s * 2 * STAGE + STAGE, LD, p, p.go, p.qs, w, j * kQueries, kQueries, tid, threads);
+    load_pair<T, DP>(stage + s * 2 * STAGE, STAGE, LD, p, p.q, p.go, p.qs, w, j * kQueries, kQueries, tid, threads);
     if (tid < kQueries) {
       const int r = j * kQueries + tid, y = r / p.qs.pitch, x = r - y * p.qs.pitch;
       const bool in = inside(p.qs, w, y, x);
@@ -78,8 +77,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_mma(const Problem p) {
       }
     }
   };
-  load_rows<T, DP>((T*)(sm + at.k), LD, p, p.k, p.ks, w, block, warps * 16, tid, threads);
-  load_rows<T, DP>((T*)(sm + at.v), LD, p, p.v, p.ks, w, block, warps * 16, tid, threads);
+  load_pair<T, DP>((T*)(sm + at.k), warps * 16 * LD, LD, p, p.k, p.v, p.ks, w, block, warps * 16, tid, threads);
   if (start < steps) fetch(start);
   cp_commit();
   cp_wait<0>();
@@ -125,16 +123,20 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_mma(const Problem p) {
         mma(T{}, ds[0], va, b[0], b[1]);
         mma(T{}, ds[1], va, b[2], b[3]);
       }
+      UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 4; e++) s[i][e] *= scale;
+      // Only where the diagonal crosses the tile.
+      if (!REL && p.causal && first + 15 > j * kQueries + m) {
+        UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 4; e++)
+          if (kx[e >> 1] > j * kQueries + m + i * 8 + t2 + (e & 1)) s[i][e] = -INFINITY;
+      }
       UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 2; e++) {
         const int c = m + i * 8 + t2 + e;
         const float l = lse[c], d = delta[c];
         UNROLL for (int h = 0; h < 2; h++) {
-          float x = s[i][2 * h + e] * scale;
+          float x = s[i][2 * h + e];
           if (REL) {
             const int y = ky[h] < p.ks.win_h ? ky[h] : 0, xk = kx[h] < p.ks.win_w ? kx[h] : 0;
             x += term[c * at.stride + y] + term[c * at.stride + p.ks.win_h + xk];
-          } else if (p.causal && kx[h] > j * kQueries + c) {
-            x = -INFINITY;
           }
           const float weight = ex2(x - l);
           s[i][2 * h + e] = weight;

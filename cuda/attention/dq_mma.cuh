@@ -29,10 +29,10 @@ template <int DP, int NT, int REL> struct DqLayout {
 /// Copies a warp's `extent` values a row to memory, for the queries inside the image.
 DEV void terms_out(void* to, int offset, int extent, const float* scratch, int stride, const Problem& p, const Place& w, int first, int lane) {
   const int64_t n = p.ks.win_h + p.ks.win_w;
-  for (int i = 0; i < 16; i++) {
-    const int y = (first + i) / p.qs.pitch, x = first + i - y * p.qs.pitch;
-    if (!inside(p.qs, w, y, x)) continue;
-    float* row = (float*)to + query_index(p, w, y, x) * n + offset;
+  Walk at(p.qs, w, first, 1);
+  for (int i = 0; i < 16; i++, at.next()) {
+    if (!at.inside()) continue;
+    float* row = (float*)to + query_index(p, w, at.y, at.x) * n + offset;
     for (int k = lane; k < extent; k += 32) row[k] = scratch[i * stride + k];
   }
 }
@@ -56,15 +56,19 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
   }
   const int steps = (end + NT - 1) / NT;
   auto fetch = [&](int j) {
-    load_rows<T, DP>(stage + (j & 1) * 2 * STAGE, LD, p, p.k, p.ks, w, j * NT * 8, NT * 8, tid, threads);
-    load_rows<T, DP>(stage + (j & 1) * 2 * STAGE + STAGE, LD, p, p.v, p.ks, w, j * NT * 8, NT * 8, tid, threads);
+    T* to = stage + (j & 1) * 2 * STAGE;
+    if constexpr (DP > 80) {
+      load_each<T, DP>(to, LD, p, p.k, p.ks, w, j * NT * 8, NT * 8, tid, threads);
+      load_each<T, DP>(to + STAGE, LD, p, p.v, p.ks, w, j * NT * 8, NT * 8, tid, threads);
+    } else {
+      load_pair<T, DP>(to, STAGE, LD, p, p.k, p.v, p.ks, w, j * NT * 8, NT * 8, tid, threads);
+    }
   };
   auto tables = [&]() {
     load_table<T, DP>((T*)(sm + at.table_h), LD, p, p.rel_h, 2 * p.ks.win_h - 1, p.q.n, tid, threads);
     load_table<T, DP>((T*)(sm + at.table_w), LD, p, p.rel_w, 2 * p.ks.win_w - 1, p.q.n, tid, threads);
   };
-  load_rows<T, DP>((T*)(sm + at.q), LD, p, p.q, p.qs, w, block, warps * 16, tid, threads);
-  load_rows<T, DP>((T*)(sm + at.go), LD, p, p.go, p.qs, w, block, warps * 16, tid, threads);
+  load_pair<T, DP>((T*)(sm + at.q), warps * 16 * LD, LD, p, p.q, p.go, p.qs, w, block, warps * 16, tid, threads);
   if (REL != kNone) tables();
   if (!BORROW) fetch(0);
   cp_commit();
@@ -115,6 +119,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
     delta[h] = in ? ((const float*)p.delta)[i] : 0.f;
   }
   const float scale = (float)p.scale * kLog2e;
+  const int solid = solid_keys(p.ks);
   float dq[DP / 8][4];
   clear(dq);
   for (int j = 0; j < steps; j++) {
@@ -143,6 +148,11 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
         mma(T{}, ds[0], ga, b[0], b[1]);
         mma(T{}, ds[1], ga, b[2], b[3]);
       }
+      UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 4; e++) s[i][e] *= scale;
+      if (REL == kNone) {
+        const int key = (j * NT + n) * 8;
+        if (key + 15 >= solid || (p.causal && key + 15 > first)) mask_keys(s, p, key, first + g, lane);
+      }
       UNROLL for (int i = 0; i < 2; i++) {
         const bool row = c.y < p.ks.win_h;
         UNROLL for (int h = 0; h < 2; h++) {
@@ -150,10 +160,9 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
           const float rh = REL != kNone && row ? mine[c.y] : 0.f;
           UNROLL for (int e = 0; e < 2; e++) {
             const int kx = c.x + t2 + e;
-            float x = s[i][2 * h + e] * scale;
+            float x = s[i][2 * h + e];
             if (REL > 0) x = row ? x + rh + column[h][((n + i) % CW) * 2 + e] : -INFINITY;
             else if (REL == kShared) x = row && kx < p.ks.win_w ? x + rh + mine[p.ks.win_h + kx] : -INFINITY;
-            else if (!row || kx >= p.ks.win_w || (p.causal && kx > first + g + h * 8)) x = -INFINITY;
             const float d = ex2(x - lse[h]) * (ds[i][2 * h + e] - delta[h]);
             ds[i][2 * h + e] = d;
             if (REL > 0) column_sum[h][((n + i) % CW) * 2 + e] += d;

@@ -45,8 +45,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_mma(const Problem p) 
   }
   const int steps = (end + NT - 1) / NT;
   auto fetch = [&](int j) {
-    load_rows<T, DP>(stage + (j & 1) * 2 * STAGE, LD, p, p.k, p.ks, w, j * NT * 8, NT * 8, tid, threads);
-    load_rows<T, DP>(stage + (j & 1) * 2 * STAGE + STAGE, LD, p, p.v, p.ks, w, j * NT * 8, NT * 8, tid, threads);
+    load_pair<T, DP, (DP <= 64)>(stage + (j & 1) * 2 * STAGE, STAGE, LD, p, p.k, p.v, p.ks, w, j * NT * 8, NT * 8, tid, threads);
   };
   load_rows<T, DP>((T*)(sm + at.q), LD, p, p.q, p.qs, w, w.tile * warps * MT * 16, warps * MT * 16, tid, threads);
   constexpr bool BORROW = REL == kShared || REL == kRow64;
@@ -93,6 +92,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_mma(const Problem p) 
   }
 
   const float scale = (float)p.scale * kLog2e;
+  const int solid = solid_keys(p.ks);
   float o[MT][DP / 8][4], top[MT][2], sum[MT][2];
   UNROLL for (int m = 0; m < MT; m++) {
     clear(o[m]);
@@ -131,18 +131,20 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) forward_mma(const Problem p) 
         }
       }
       // Logits in units of log2: scale, relative terms, masks.
-      UNROLL for (int n = 0; n < SUB; n++) {
+      UNROLL for (int m = 0; m < MT; m++) UNROLL for (int n = 0; n < SUB; n++) UNROLL for (int e = 0; e < 4; e++) s[m][n][e] *= scale;
+      if (REL == kNone) {
+        const int key = (j * NT + n0) * 8, last = key + SUB * 8 - 1;
+        if (last >= solid || (p.causal && last > first)) UNROLL for (int m = 0; m < MT; m++) mask_keys(s[m], p, key, first + m * 16 + g, lane);
+      } else UNROLL for (int n = 0; n < SUB; n++) {
         const bool row = c.y < p.ks.win_h;
         UNROLL for (int m = 0; m < MT; m++) UNROLL for (int h = 0; h < 2; h++) {
           float* mine = scratch + (m * 16 + g + h * 8) * at.stride;
-          const float rh = REL != kNone && row ? mine[c.y] : 0.f;
+          const float rh = row ? mine[c.y] : 0.f;
           UNROLL for (int e = 0; e < 2; e++) {
             float& x = s[m][n][2 * h + e];
             const int kx = c.x + t2 + e;
-            x *= scale;
             if (REL > 0) x = row ? x + rh + column[REL > 0 ? m : 0][h][((n0 + n) % CW) * 2 + e] : -INFINITY;
-            else if (REL == kShared) x = row && kx < p.ks.win_w ? x + rh + mine[p.ks.win_h + kx] : -INFINITY;
-            else if (!row || kx >= p.ks.win_w || (p.causal && kx > first + m * 16 + g + h * 8)) x = -INFINITY;
+            else x = row && kx < p.ks.win_w ? x + rh + mine[p.ks.win_h + kx] : -INFINITY;
           }
         }
         c.next(p.ks);

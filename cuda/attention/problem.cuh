@@ -79,23 +79,112 @@ template <class T> DEV const T* source(const Field& f, const Side& s, const Plac
 
 template <class T> DEV T zero_of() { return narrow<T>((Acc<T>)0); }
 
-/// Rows `first ..` of a window to shared memory, `width` columns at a row stride of `ld`, zeros beyond what is
-/// there. Aligned rows go by cp.async: the caller commits, waits and synchronises.
-template <class T, int WIDTH> DEV void load_rows(T* dst, int ld, const Problem& p, const Field& f, const Side& s, const Place& w,
+/// Every `step`-th token of a window from `first`, and which of them are there: one division a walk, none a token.
+struct Walk {
+  int y, x, dy, dx, pitch, win_h, win_w, in_h, in_w;
+  DEV Walk(const Side& s, const Place& w, int first, int step) : y(0), x(first), dy(0), dx(step), pitch(s.pitch), win_h(s.win_h), win_w(s.win_w) {
+    if (win_h > 1) {  // one row: what lies beyond it is beyond win_w too
+      y = (uint32_t)first / (uint32_t)pitch; x = first - y * pitch;
+      dy = (uint32_t)step / (uint32_t)pitch; dx = step - dy * pitch;
+    }
+    const int h = s.img_h - w.wy * win_h, l = s.img_w - w.wx * win_w;
+    in_h = h < win_h ? h : win_h;
+    in_w = l < win_w ? l : win_w;
+  }
+  DEV bool inside() const { return y < in_h && x < in_w; }
+  DEV bool in_window() const { return y < win_h && x < win_w; }
+  /// Whether the step went over the end of a window row.
+  DEV bool next() {
+    y += dy; x += dx;
+    if (x < pitch) return false;
+    x -= pitch; y++;
+    return true;
+  }
+};
+
+/// Where a walk stands in a field, from one of its columns; the field is aligned.
+template <class T> struct Reader {
+  const char *at, *pad;
+  int64_t step, wrap;  // bytes to the next token, and what the end of a window row adds
+  int left;            // columns from here on
+  DEV Reader(const Field& f, const Side& s, const Place& w, const Walk& k, int c)
+      : at((const char*)(row_at<const T>(f, s, w, k.y, k.x) + c)), pad(f.pad ? (const char*)((const T*)f.pad + w.h * f.ph + c) : nullptr),
+        step((k.dy * f.y + k.dx * f.x) * (int)sizeof(T)), wrap((f.y - k.pitch * f.x) * (int)sizeof(T)), left(f.n - c) {}
+  DEV void next(bool over) { at += step; if (over) at += wrap; }
+  /// This token's chunks of 16 bytes: COUNT of them, LANES apart.
+  template <int COUNT, int LANES> DEV void copy(T* to, const Walk& k) const {
+    constexpr int V = 16 / (int)sizeof(T);
+    const bool inside = k.inside(), padded = pad && k.in_window();
+    UNROLL for (int i = 0; i < COUNT * LANES; i += LANES) {
+      if (inside && i * V < left) {
+        cp16(to + i * V, at + i * 16);
+      } else if (padded && i * V < left) {
+        cp16(to + i * V, pad + i * 16);
+      } else {
+        const uint4 zero = {0, 0, 0, 0};
+        *(uint4*)(to + i * V) = zero;
+      }
+    }
+  }
+};
+
+/// How a row's 16-byte chunks are shared out: as many lanes as divide them evenly, so that a thread keeps its columns.
+template <class T, int WIDTH> struct Lanes {
+  static constexpr int V = 16 / (int)sizeof(T), CHUNKS = WIDTH / V, N = (CHUNKS & -CHUNKS) < 32 ? (CHUNKS & -CHUNKS) : 32, EACH = CHUNKS / N;
+};
+
+/// `load_rows` with an address computation for each 16 bytes: where rows are not aligned, or a kernel has no registers for
+/// a walk.
+template <class T, int WIDTH> DEV void load_each(T* dst, int ld, const Problem& p, const Field& f, const Side& s, const Place& w,
                                                  int first, int rows, int tid, int threads) {
   constexpr int V = 16 / (int)sizeof(T), CH = WIDTH / V;
   for (int i = tid; i < rows * CH; i += threads) {
     const int r = i / CH, c = i % CH * V, y = (first + r) / s.pitch, x = first + r - y * s.pitch;
-    T* d = dst + r * ld + c;
     const T* from = source<T>(f, s, w, y, x);
-    if (!from || c >= f.n) {
-      const uint4 zero = {0, 0, 0, 0};
-      *(uint4*)d = zero;
-    } else if (p.wide) {
-      cp16(d, from + c);
+    T* to = dst + r * ld + c;
+    if (p.wide && from && c < f.n) {
+      cp16(to, from + c);
     } else {
-      for (int e = 0; e < V; e++) d[e] = c + e < f.n ? from[c + e] : zero_of<T>();
+      for (int e = 0; e < V; e++) to[e] = from && c + e < f.n ? from[c + e] : zero_of<T>();
     }
+  }
+}
+
+/// Rows `first ..` of a window to shared memory, WIDTH columns at a row stride of `ld`, zeros beyond what is
+/// there. Aligned rows go by cp.async: the caller commits, waits and synchronises.
+template <class T, int WIDTH> DEV void load_rows(T* dst, int ld, const Problem& p, const Field& f, const Side& s, const Place& w,
+                                                 int first, int rows, int tid, int threads) {
+  using L = Lanes<T, WIDTH>;
+  if (!p.wide) return load_each<T, WIDTH>(dst, ld, p, f, s, w, first, rows, tid, threads);
+  const int r0 = tid / L::N, c = tid % L::N * L::V, step = threads / L::N;
+  Walk k(s, w, first + r0, step);
+  Reader<T> from(f, s, w, k, c);
+  for (int r = r0; r < rows; r += step) {
+    from.template copy<L::EACH, L::N>(dst + r * ld + c, k);
+    from.next(k.next());
+  }
+}
+
+/// The same for two fields of one side, the second one's rows `apart` elements behind the first one's. `TOGETHER`: in one
+/// walk; where a kernel has no registers for two readers at once, in two.
+template <class T, int WIDTH, bool TOGETHER = true>
+DEV void load_pair(T* dst, int apart, int ld, const Problem& p, const Field& f, const Field& f2, const Side& s, const Place& w,
+                   int first, int rows, int tid, int threads) {
+  using L = Lanes<T, WIDTH>;
+  if (!p.wide || !TOGETHER) {
+    load_rows<T, WIDTH>(dst, ld, p, f, s, w, first, rows, tid, threads);
+    return load_rows<T, WIDTH>(dst + apart, ld, p, f2, s, w, first, rows, tid, threads);
+  }
+  const int r0 = tid / L::N, c = tid % L::N * L::V, step = threads / L::N;
+  Walk k(s, w, first + r0, step);
+  Reader<T> from(f, s, w, k, c), from2(f2, s, w, k, c);
+  for (int r = r0; r < rows; r += step) {
+    T* to = dst + r * ld + c;
+    from.template copy<L::EACH, L::N>(to, k);
+    from2.template copy<L::EACH, L::N>(to + apart, k);
+    const bool over = k.next();
+    from.next(over);
+    from2.next(over);
   }
 }
 
