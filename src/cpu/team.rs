@@ -4,7 +4,7 @@
 //! after their last task, the caller too while it waits for the others' last pieces; and a thread that is woken is put on
 //! the processor of the one that woke it, above all in a virtual machine, and gets no turn there for milliseconds. So
 //! - the caller works too, and when nothing is left it waits for the others without sleeping;
-//! - the others look for more work for another [`PATIENCE`] before they sleep, and meanwhile give way to whoever else
+//! - the others look for more work for another `PATIENCE` before they sleep, and meanwhile give way to whoever else
 //!   wants the processor, as OpenMP's threads do; they keep off the processor that the caller works on.
 
 use rayon::Yield;
