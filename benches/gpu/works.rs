@@ -161,7 +161,7 @@ fn norm_pix_loss(make: &mut Make) -> Result<Case> {
     let channels = dim / (side * side);
     let pred = make.leaf(&[n, tokens, dim], 1.0)?;
     let images = make.randn(&[n, channels, side, side * tokens], 1.0)?;
-    let mask = make.rand(&[n, tokens])?.lt(&Tensor::full((), 0.75, DType::F32)?)?.to_dtype(DType::F32)?;
+    let (_, _, mask) = make.rand(&[n, tokens])?.random_masking_ids((tokens / 4).max(1))?;
     let leaves = vec![pred.clone()];
     let forward = move || one(pred.masked_patch_loss(&images, &mask, side, Some(1e-6)));
     Ok(Case { leaves, forward: Box::new(forward) })
@@ -211,7 +211,7 @@ fn add_layer_norm(make: &mut Make) -> Result<Case> {
     let (w, b) = (make.leaf(&[dim], 1.0)?, make.leaf(&[dim], 1.0)?);
     let leaves = vec![x.clone(), y.clone(), w.clone(), b.clone()];
     let forward = move || {
-        let (norm, sum) = x.add_layer_norm(&y, [dim], Some(&w), Some(&b), 1e-6)?;
+        let (sum, norm) = x.add_layer_norm(&y, [dim], Some(&w), Some(&b), 1e-6)?;
         Ok(vec![norm, sum])
     };
     Ok(Case { leaves, forward: Box::new(forward) })
