@@ -77,6 +77,7 @@
 //! | [`gradcheck()`] | numerical gradients |
 //! | [`nn`] | [`nn::Params`], layers |
 //! | [`optim`] | optimizers, schedules, averages, clipping |
+//! | [`comm`] | ranks that train one model together |
 //! | [`io`] | safetensors, `.pth`, checkpoints of a whole training state |
 //! | [`Device`] | where tensors live; `gpu`, under the features `cuda` and `emulate`, has memory statistics |
 //! | [`cpu`] | buffers, threads, SIMD, matrix products: what operations are made of |
@@ -86,6 +87,7 @@ compile_error!("the features `cuda` (a real GPU) and `emulate` (the same on host
 
 mod arena;
 pub mod autograd;
+pub mod comm;
 pub mod cpu;
 mod device;
 mod display;

@@ -1,3 +1,4 @@
 //! Architectures that several papers share.
 
+pub mod resnet;
 pub mod vit;

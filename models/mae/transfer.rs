@@ -4,7 +4,7 @@
 use crate::backbones::vit::{Pool, VitClassifier};
 use smalti::{
     CrossEntropy, Error, Result, Rng, Tensor,
-    nn::{BatchNorm, Linear, LoadOptions, LoadReport, Params, init, pos_embed},
+    nn::{BatchNorm, BatchNormConfig, Linear, LoadOptions, LoadReport, Params, init, pos_embed},
     no_grad,
 };
 
@@ -72,7 +72,11 @@ impl ProbeHead {
     pub fn new(width: usize, classes: usize, rng: &mut Rng) -> Result<ProbeHead> {
         let params = Params::new();
         let head = params.sub("head");
-        let norm = BatchNorm::new(&head.sub(0), width, false, 1e-6, 0.1)?;
+        let norm = BatchNorm::new(
+            &head.sub(0),
+            width,
+            &BatchNormConfig { affine: false, eps: 1e-6, ..Default::default() },
+        )?;
         let linear = Linear::new(&head.sub(1), width, classes, true, rng)?;
         linear.weight().set(&init::trunc_normal([classes, width], 0.01, rng)?)?;
         if let Some(bias) = head.sub(1).get("bias") {

@@ -17,5 +17,5 @@ pub use conv::Conv2d;
 pub use linear::Linear;
 pub use load::{LoadOptions, LoadReport};
 pub use mlp::{Gelu, Mlp};
-pub use norm::{BatchNorm, GroupNorm, LayerNorm, RmsNorm};
+pub use norm::{BatchNorm, BatchNormConfig, GroupNorm, LayerNorm, RmsNorm, Statistics};
 pub use params::{Param, Params};
