@@ -9,7 +9,7 @@ use crate::{Error, Result, Tensor, shape::Dims};
 use smallvec::SmallVec;
 use std::{
     cell::{Cell, RefCell},
-    collections::{BinaryHeap, HashMap},
+    collections::{BinaryHeap, HashMap, HashSet},
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -186,6 +186,45 @@ pub fn is_grad_enabled() -> bool {
     ENABLED.get()
 }
 
+thread_local!(static DETECT: Cell<bool> = const { Cell::new(false) });
+
+/// Runs `f` with a look at the result of every operation, and at every gradient: how the place is found at which a
+/// computation goes wrong. (Infinities below zero are let pass, since masks are made of them; what becomes of them is
+/// seen.)
+///
+/// # Errors
+/// Those of `f`; the first operation that gives NaN or infinity, and the line that called it.
+pub fn detect_anomaly<R>(f: impl FnOnce() -> Result<R>) -> Result<R> {
+    struct Restore(bool);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            DETECT.set(self.0);
+        }
+    }
+    let _restore = Restore(DETECT.replace(true));
+    f()
+}
+
+#[track_caller]
+fn check_finite(t: &Tensor, op: &'static str, place: &str) -> Result<()> {
+    if !t.dtype().is_float() || t.numel() == 0 {
+        return Ok(());
+    }
+    let t = t.detach();
+    // looking is no operation to be looked at
+    DETECT.set(false);
+    let most = no_grad(|| t.amax(())?.item());
+    DETECT.set(true);
+    let most = most?;
+    crate::ensure!(
+        most.is_finite() || most == f64::NEG_INFINITY,
+        op,
+        "gave {most}{place}, in a result of shape {:?}",
+        t.shape()
+    );
+    Ok(())
+}
+
 /// What a node keeps of its inputs; nothing if none is tracked or recording is off. (Apart from `record`, so that
 /// it is compiled once and not for every operation.)
 fn edges(inputs: &mut dyn Iterator<Item = &Tensor>) -> Option<SmallVec<[Input; 3]>> {
@@ -211,6 +250,9 @@ impl Tensor {
     ) -> Result<Tensor> {
         let inputs: SmallVec<[&Tensor; 3]> = inputs.into_iter().collect();
         self.check_devices(B::NAME, &inputs)?;
+        if DETECT.get() {
+            check_finite(&self, B::NAME, "")?;
+        }
         self.record_across(inputs, rule)
     }
 
@@ -300,6 +342,47 @@ impl Tensor {
         engine.run()?;
         Ok(Gradients { by_id: engine.done })
     }
+
+    /// [`backward`](Self::backward) that hands over each leaf's gradient as soon as it is complete, with the leaf's
+    /// number: so that it is sent away while the walk goes on. The order is that of the walk, the same for graphs that
+    /// were built in the same way.
+    ///
+    /// # Errors
+    /// As `backward`, and those of `ready`.
+    #[track_caller]
+    pub(crate) fn backward_each(&self, ready: &mut dyn FnMut(u64, Tensor) -> Result<()>) -> Result<()> {
+        let Some(edge) = self.edge().filter(|_| self.numel() == 1) else {
+            return self.backward().map(drop);
+        };
+        let _mode = Mode::set(false);
+        let options = BackwardOptions::default();
+        let mut engine = Engine { uses: leaf_uses(edge), ..Engine::new(&options, 0) };
+        engine.add(edge, self.detach().ones_like()?)?;
+        while engine.next()? {
+            for id in std::mem::take(&mut engine.complete) {
+                engine.done.remove(&id).map_or(Ok(()), |grad| ready(id, grad))?;
+            }
+        }
+        let mut rest: Vec<(u64, Tensor)> = engine.done.drain().collect();
+        rest.sort_by_key(|(id, _)| *id);
+        rest.into_iter().try_for_each(|(id, grad)| ready(id, grad))
+    }
+}
+
+/// How often each leaf is an input in the graph behind `edge`; nothing if a [`checkpoint`] hides a part of it.
+fn leaf_uses(edge: &Edge) -> HashMap<u64, usize> {
+    let (mut uses, mut seen, mut open) = (HashMap::new(), HashSet::new(), vec![edge.clone()]);
+    while let Some(edge) = open.pop() {
+        match edge {
+            Edge::Leaf(id) => *uses.entry(id).or_insert(0) += 1,
+            Edge::Node(node) if node.name == Checkpoint::NAME => return HashMap::new(),
+            Edge::Node(node) if seen.insert(node.id) => {
+                open.extend(node.inputs.iter().filter_map(|input| input.edge.clone()));
+            }
+            Edge::Node(_) => {}
+        }
+    }
+    uses
 }
 
 /// How [`Tensor::backward_with`] runs.
@@ -361,6 +444,10 @@ impl Gradients {
         Ok(())
     }
 
+    pub(crate) fn from_ids(by_id: HashMap<u64, Tensor>) -> Gradients {
+        Gradients { by_id }
+    }
+
     /// All gradients, in no particular order.
     pub fn values_mut(&mut self) -> impl Iterator<Item = &mut Tensor> {
         self.by_id.values_mut()
@@ -414,6 +501,10 @@ struct Engine<'a> {
     heap: BinaryHeap<Pending>,
     waiting: HashMap<u64, Tensor>,
     done: HashMap<u64, Tensor>,
+    /// Leaves and the inputs that they still are of nodes to come; empty where nobody asks.
+    uses: HashMap<u64, usize>,
+    /// Leaves to which nothing will be added any more.
+    complete: Vec<u64>,
 }
 
 impl<'a> Engine<'a> {
@@ -426,6 +517,8 @@ impl<'a> Engine<'a> {
             heap: BinaryHeap::new(),
             waiting: HashMap::new(),
             done: HashMap::new(),
+            uses: HashMap::new(),
+            complete: Vec::new(),
         }
     }
 
@@ -442,19 +535,35 @@ impl<'a> Engine<'a> {
     }
 
     fn run(&mut self) -> Result<()> {
-        while let Some(Pending(node)) = self.heap.pop() {
-            let Some(grad) = self.waiting.remove(&node.id) else { continue };
-            if node.id < self.oldest {
-                return Err(Error::msg(
-                    "checkpoint: the function uses a tracked tensor that is not among its inputs; pass it as one",
-                ));
-            }
-            if self.keep.contains(&node.id) {
-                self.done.insert(node.id, grad.clone());
-            }
-            self.step(&node, grad)?;
-        }
+        while self.next()? {}
         Ok(())
+    }
+
+    /// Works off the newest node; false if there is none.
+    fn next(&mut self) -> Result<bool> {
+        let Some(Pending(node)) = self.heap.pop() else { return Ok(false) };
+        // a rule may have taken the gradient out
+        let Some(grad) = self.waiting.remove(&node.id) else { return Ok(true) };
+        if node.id < self.oldest {
+            return Err(Error::msg(
+                "checkpoint: the function uses a tracked tensor that is not among its inputs; pass it as one",
+            ));
+        }
+        if self.keep.contains(&node.id) {
+            self.done.insert(node.id, grad.clone());
+        }
+        self.step(&node, grad)?;
+        for input in &node.inputs {
+            if let Some(Edge::Leaf(id)) = &input.edge
+                && let Some(left) = self.uses.get_mut(id)
+            {
+                *left -= 1;
+                if *left == 0 {
+                    self.complete.push(*id);
+                }
+            }
+        }
+        Ok(true)
     }
 
     fn step(&mut self, node: &Arc<Node>, grad: Tensor) -> Result<()> {
@@ -469,6 +578,9 @@ impl<'a> Engine<'a> {
         let ctx = Ctx { node, create_graph, leaves: RefCell::default(), waiting };
         let grads = rule.run(&grad, &ctx)?;
         drop((rule, grad));
+        if DETECT.get() {
+            grads.iter().flatten().try_for_each(|g| check_finite(g, node.name, " in its backward"))?;
+        }
         for (id, grad) in ctx.leaves.into_inner() {
             accumulate(&mut self.done, id, grad)?;
         }

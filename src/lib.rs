@@ -108,7 +108,7 @@ mod tensor;
 pub(crate) use device::on_device;
 
 pub use arena::Stats as MemoryStats;
-pub use autograd::{Backward, BackwardOptions, Gradients, checkpoint, no_grad};
+pub use autograd::{Backward, BackwardOptions, Gradients, checkpoint, detect_anomaly, no_grad};
 pub use device::Device;
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -1,6 +1,8 @@
 //! The engine: accumulation, retained graphs, second order, checkpoints, deep chains.
 
-use smalti::{BackwardOptions, DType, Error, Result, Rng, Tensor, checkpoint, gradcheck, no_grad};
+use smalti::{
+    BackwardOptions, DType, Error, Result, Rng, Tensor, checkpoint, detect_anomaly, gradcheck, no_grad,
+};
 
 fn value(t: Option<&Tensor>) -> f64 {
     t.and_then(|t| t.item().ok()).unwrap_or(f64::NAN)
@@ -102,4 +104,22 @@ fn checkpoint_gives_the_same_gradients() -> Result<()> {
     let y = checkpoint(move |t: &[Tensor]| t[0].mul(&h), &[&x])?;
     assert!(y.backward().is_err_and(|e| e.to_string().contains("not among its inputs")));
     Ok(())
+}
+
+#[test]
+fn the_operation_that_goes_wrong_is_named() -> Result<()> {
+    let x = Tensor::from_slice(&[4f32, -1.0], [2])?.requires_grad();
+    // without a look at it, NaN is a value like others
+    assert!(x.sqrt()?.sum(())?.item()?.is_nan());
+    let forward = detect_anomaly(|| x.add_scalar(1.0)?.mul_scalar(2.0)?.sub_scalar(1.0)?.log()?.sum(()));
+    let message = forward.unwrap_err().to_string();
+    assert!(message.starts_with("log: gave NaN") && message.contains("tests/autograd.rs:"), "{message}");
+    // sqrt at 0 has a value, and no gradient
+    let zero = Tensor::scalar(0.0).requires_grad();
+    let backward = detect_anomaly(|| zero.sqrt()?.backward());
+    let message = backward.err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(message.starts_with("sqrt: gave inf in its backward"), "{message}");
+    // masks are made of infinities below zero
+    let scores = Tensor::from_slice(&[1f32, f32::NEG_INFINITY], [1, 2])?.requires_grad();
+    detect_anomaly(|| scores.softmax(1)?.sum(())?.backward()).map(drop)
 }

@@ -10,7 +10,7 @@ mod threads;
 pub use threads::threads;
 
 use crate::{
-    Result, Tensor,
+    Gradients, Result, Tensor,
     autograd::{Backward, Ctx, Grads},
     ensure,
 };
@@ -136,6 +136,28 @@ impl Tensor {
         let world = comm.world();
         ensure!(root < world, "broadcast_from", "there is no rank {root} among {world}");
         comm.start(Collective::Broadcast { root }, &self.detach().contiguous()?)?.wait()
+    }
+}
+
+impl Tensor {
+    /// [`backward`](Tensor::backward) of this rank's loss, with gradients averaged over ranks. Each gradient sets out
+    /// as soon as it is complete, while the backward goes on. The ranks' losses must come from the same computation.
+    ///
+    /// # Errors
+    /// As `backward`; if another rank failed or has other parameters.
+    #[track_caller]
+    pub fn backward_averaged(&self, comm: &Comm) -> Result<Gradients> {
+        if comm.world() == 1 {
+            return self.backward();
+        }
+        let mut under_way = Vec::new();
+        self.backward_each(&mut |id, grad| {
+            under_way.push((id, comm.start(Collective::Sum, &grad.contiguous()?)?));
+            Ok(())
+        })?;
+        let share = 1.0 / comm.world() as f64;
+        let wait = |(id, sum): (u64, Box<dyn Pending>)| Ok((id, sum.wait()?.mul_scalar(share)?));
+        Ok(Gradients::from_ids(under_way.into_iter().map(wait).collect::<Result<_>>()?))
     }
 }
 

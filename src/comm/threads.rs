@@ -208,7 +208,11 @@ fn combine(what: Collective, parts: &[Tensor]) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::comm::{barrier, single};
+    use crate::{
+        Rng, checkpoint,
+        comm::{barrier, single},
+        nn::{Linear, Params},
+    };
 
     fn rows(rank: usize) -> Result<Tensor> {
         Tensor::from_slice(&[rank as f32, 10.0 + rank as f32], [1, 2])
@@ -243,6 +247,36 @@ mod tests {
             assert_eq!(sum, [3.0, 33.0]);
             assert_eq!(reduced, Some(vec![3.0 * 2.0 * 3.0, 3.0 * 2.0 * 33.0]));
             assert_eq!(root, [2.0, 12.0]);
+        }
+        Ok(())
+    }
+
+    /// Two ranks with half a batch each get the gradients of the whole; a checkpoint in the graph changes nothing.
+    #[test]
+    fn gradients_averaged_during_the_backward() -> Result<()> {
+        let images = Tensor::randn([4, 3], &mut Rng::new(1))?;
+        let gradients = |rows: &Tensor, hidden: bool, comm: &Comm| -> Result<Vec<Vec<f32>>> {
+            let (params, mut rng) = (Params::new(), Rng::new(2));
+            let first = Linear::new(&params.sub("a"), 3, 3, true, &mut rng)?;
+            let second = Linear::new(&params.sub("b"), 3, 3, true, &mut rng)?;
+            // `first` is used twice: its gradient is complete only behind the second use
+            let middle = first.forward(rows)?.tanh()?;
+            let y = if hidden {
+                let (first, second) = (first.clone(), second.clone());
+                checkpoint(move |t| second.forward(&first.forward(&t[0])?), &[&middle])?
+            } else {
+                second.forward(&first.forward(&middle)?)?
+            };
+            let grads = y.mul(&y)?.mean(())?.backward_averaged(comm)?;
+            params.trained().iter().filter_map(|p| grads.get(p)).map(Tensor::to_vec).collect()
+        };
+        for hidden in [false, true] {
+            let whole = gradients(&images, hidden, &single())?;
+            let halves = threads(2, |comm| gradients(&images.narrow(0, comm.rank() * 2, 2)?, hidden, &comm))?;
+            assert_eq!((whole.len(), &halves[0]), (4, &halves[1]));
+            for (a, b) in whole.concat().iter().zip(halves[0].concat()) {
+                assert!((a - b).abs() < 1e-6, "{a} {b}");
+            }
         }
         Ok(())
     }
