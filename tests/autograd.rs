@@ -111,7 +111,7 @@ fn the_operation_that_goes_wrong_is_named() -> Result<()> {
     let x = Tensor::from_slice(&[4f32, -1.0], [2])?.requires_grad();
     // without a look at it, NaN is a value like others
     assert!(x.sqrt()?.sum(())?.item()?.is_nan());
-    let forward = detect_anomaly(|| x.add_scalar(1.0)?.mul_scalar(2.0)?.sub_scalar(1.0)?.log()?.sum(()));
+    let forward = detect_anomaly(|| x.add_scalar(1.0)?.mul_scalar(2.0)?.add_scalar(-1.0)?.log()?.sum(()));
     let message = forward.unwrap_err().to_string();
     assert!(message.starts_with("log: gave NaN") && message.contains("tests/autograd.rs:"), "{message}");
     // sqrt at 0 has a value, and no gradient

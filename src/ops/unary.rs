@@ -28,6 +28,7 @@ trait Function: Copy + Send + Sync + 'static {
     fn code(self) -> gpu::Code;
 }
 
+#[track_caller]
 fn apply<F: Function>(x: &Tensor, f: F) -> Result<Tensor> {
     let y = on_device!(
         x,
