@@ -7,6 +7,7 @@ mod report;
 mod run;
 mod stop;
 mod train;
+mod views;
 
 use clap::{Parser, Subcommand};
 use smalti::{Device, Error, Result};
@@ -43,6 +44,8 @@ enum Command {
         /// The file.
         checkpoint: PathBuf,
     },
+    /// Draws images beside their random views, to see what an augmentation does.
+    Views(views::Options),
     /// Lists the built-in recipes, or prints one.
     Recipes {
         /// Which one to print.
@@ -69,6 +72,7 @@ fn run(cli: &Cli) -> Result<ExitCode> {
         Command::Train { what } => train::run(what),
         Command::Evaluate { what } => evaluate::run(what),
         Command::Inspect { checkpoint } => inspect::run(checkpoint),
+        Command::Views(options) => views::run(options),
         Command::Recipes { name } => recipes::run(name.as_deref()),
     }
 }

@@ -1,12 +1,12 @@
 //! From an image to what a network is given.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt};
 
 use smalti::{Result, Rng};
 
 use super::{
     RgbImage,
-    augment::{Normalize, RandomErasing},
+    augment::{Normalize, RandomErasing, resize_unclipped},
 };
 
 /// An image as floats [C, H, W].
@@ -19,7 +19,7 @@ pub struct View {
 }
 
 /// An edit of 8-bit pixels. The result must depend on the image and the random stream alone.
-pub trait ImageOp: Send + Sync {
+pub trait ImageOp: fmt::Debug + Send + Sync {
     /// The edited image, or the same one if there is nothing to do.
     fn apply<'a>(&self, image: Cow<'a, RgbImage>, rng: &mut Rng) -> Result<Cow<'a, RgbImage>>;
 }
@@ -31,8 +31,10 @@ pub trait Transform: Send + Sync + 'static {
 }
 
 /// Edits in order, normalisation, random erasing: one view.
+#[derive(Debug)]
 pub struct Pipeline {
     ops: Vec<Box<dyn ImageOp>>,
+    unclipped: Option<u32>,
     normalize: Normalize,
     erasing: Option<RandomErasing>,
 }
@@ -40,13 +42,25 @@ pub struct Pipeline {
 impl Pipeline {
     /// A pipeline that only normalises.
     pub fn new(normalize: Normalize) -> Self {
-        Pipeline { ops: Vec::new(), normalize, erasing: None }
+        Pipeline { ops: Vec::new(), unclipped: None, normalize, erasing: None }
     }
 
     /// Adds an edit behind those there are.
     pub fn then(mut self, op: impl ImageOp + 'static) -> Self {
         self.ops.push(Box::new(op));
         self
+    }
+
+    /// Scales to `size` x `size` behind the edits, in floats: see [`resize_unclipped`]. The normalisation must be
+    /// one of three channels.
+    pub fn resize_unclipped(mut self, size: u32) -> Self {
+        self.unclipped = Some(size);
+        self
+    }
+
+    /// The edits.
+    pub fn ops(&self) -> &[Box<dyn ImageOp>] {
+        &self.ops
     }
 
     /// Erases behind the normalisation.
@@ -66,7 +80,10 @@ impl Pipeline {
         for op in &self.ops {
             image = op.apply(image, rng)?;
         }
-        let mut view = self.normalize.view(&image);
+        let mut view = match self.unclipped {
+            Some(size) => self.normalize.levels(resize_unclipped(&image, size)?)?,
+            None => self.normalize.view(&image),
+        };
         if let Some(erasing) = &self.erasing {
             erasing.apply(&mut view, rng);
         }
@@ -81,6 +98,7 @@ impl Transform for Pipeline {
 }
 
 /// Several views, one by each pipeline, each with random numbers of its own: two views for contrastive learning.
+#[derive(Debug)]
 pub struct Views(pub Vec<Pipeline>);
 
 impl Transform for Views {

@@ -1,5 +1,9 @@
 //! The papers' pipelines.
 
+mod contrastive;
+
+pub use contrastive::{DigitViews, TwoViews, digit_views, flip_pretrain, two_views};
+
 use smalti::{Error, Result};
 
 use super::{

@@ -224,6 +224,33 @@ fn interrupt(arguments: &[&str], folder: &Path, run: &str) {
 /// Ctrl-C saves the state; the resumed run ends with the same bytes as the uninterrupted one.
 #[cfg(unix)]
 #[test]
+fn sheets_of_views() {
+    let folder = folder();
+    let photos = photos();
+    let photos = photos.to_str().unwrap();
+    let mut sheets = Vec::new();
+    for kind in ["moco", "moco-v2", "moco-v3", "simsiam", "flip"] {
+        let options = ["--out", "a.png", "--data", photos, "--size", "96", "--count", "3"];
+        let output = smalti(&[&["views", kind][..], &options].concat(), folder.path());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let sheet = image::open(folder.path().join("a.png")).unwrap().into_rgb8();
+        let columns = if kind == "flip" { 4 } else { 6 };
+        assert_eq!(sheet.dimensions(), (columns * 100 + 4, 204), "{kind}");
+        sheets.push(sheet);
+    }
+    assert!(sheets[1] == sheets[3] && sheets[1] != sheets[0] && sheets[1] != sheets[2]);
+    let digits = |seed: &str| {
+        let output = smalti(&["views", "digits", "--out", "d.png", "--seed", seed], folder.path());
+        assert!(output.status.success());
+        fs::read(folder.path().join("d.png")).unwrap()
+    };
+    assert!(digits("1") == digits("1") && digits("1") != digits("2"));
+    fails(&["views", "moco", "--out", "a.png"], folder.path(), &["--data DIR"]);
+    fails(&["views", "digits", "--data", photos, "--out", "a.png"], folder.path(), &["--data"]);
+    fails(&["views", "digits", "--out", "no/a.png"], folder.path(), &["no/a.png"]);
+}
+
+#[test]
 fn interrupted_and_resumed() {
     let (whole, parts) = (folder(), folder());
     let epochs = ["--set", "schedule.epochs=60"];

@@ -9,6 +9,7 @@ pub mod plot;
 pub mod progress;
 pub mod recipe;
 pub mod run_dir;
+pub mod sheet;
 pub mod source;
 pub mod trainer;
 mod transfer;

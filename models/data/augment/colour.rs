@@ -1,5 +1,7 @@
 //! Colour edits with the results of Pillow's `ImageOps` and `ImageEnhance`, to the level.
 
+use smalti::cpu::simd::simd;
+
 use crate::data::image::{RgbImage, luma};
 
 /// Replaces every level of channel c by `table(c)[level]`.
@@ -94,7 +96,7 @@ pub fn solarize_add(image: &mut RgbImage, amount: u32) {
 }
 
 /// `base + factor * (level - base)`, cut to whole levels and to 0..=255, as Pillow's `Image.blend` computes it.
-#[inline]
+#[inline(always)]
 pub fn blend(base: u8, level: u8, factor: f32) -> u8 {
     // The conversion saturates, which is Pillow's clipping.
     (f32::from(base) + factor * (f32::from(level) - f32::from(base))) as u8
@@ -102,9 +104,31 @@ pub fn blend(base: u8, level: u8, factor: f32) -> u8 {
 
 /// Saturation: 0 is grey, 1 the image.
 pub fn color(image: &mut RgbImage, factor: f32) {
+    let pixels = &mut **image;
+    simd(
+        #[inline(always)]
+        move || saturate(pixels, factor),
+    );
+}
+
+/// Blocks, since the grey values by themselves and the blend by itself are loops that vectorise.
+#[inline(always)]
+fn saturate(pixels: &mut [u8], factor: f32) {
+    let mut greys = [0; 3 * 256];
+    for block in pixels.chunks_mut(greys.len()) {
+        for (grey, pixel) in greys.chunks_exact_mut(3).zip(block.chunks_exact(3)) {
+            grey.fill(luma(pixel));
+        }
+        for (level, grey) in block.iter_mut().zip(&greys) {
+            *level = blend(*grey, *level, factor);
+        }
+    }
+}
+
+/// Three equal channels, Pillow's grey value.
+pub fn grayscale(image: &mut RgbImage) {
     for pixel in image.chunks_exact_mut(3) {
-        let grey = luma(pixel);
-        pixel.iter_mut().for_each(|v| *v = blend(grey, *v, factor));
+        pixel.fill(luma(pixel));
     }
 }
 

@@ -14,6 +14,9 @@ use crate::data::{
 pub enum CropDraw {
     /// torchvision: draw up to ten times, then take the largest centred rectangle of an allowed aspect.
     TenTries,
+    /// FLIP (`utils/transform_util.py`): draw up to ten times, then take the central square of
+    /// size / (size + 32) of the short side.
+    TenTriesOrSquare,
     /// TensorFlow's crop of MAE's linear probe (its `util/crop.py`): one draw, each side cut to the image's.
     Clamped,
 }
@@ -43,14 +46,18 @@ impl RandomResizedCrop {
     /// Draws the rectangle for an image of `width` x `height`.
     pub fn region(&self, width: u32, height: u32, rng: &mut Rng) -> Region {
         match self.draw {
-            CropDraw::TenTries => {
+            CropDraw::TenTries | CropDraw::TenTriesOrSquare => {
                 for _ in 0..10 {
                     let (w, h) = self.sides(width, height, rng);
                     if (1..=width).contains(&w) && (1..=height).contains(&h) {
                         return place(width, height, w, h, rng);
                     }
                 }
-                self.fallback(width, height)
+                if self.draw == CropDraw::TenTries {
+                    self.fallback(width, height)
+                } else {
+                    self.square(width, height)
+                }
             }
             CropDraw::Clamped => {
                 let (w, h) = self.sides(width, height, rng);
@@ -77,6 +84,27 @@ impl RandomResizedCrop {
         };
         let (w, h) = (w.clamp(1, width), h.clamp(1, height));
         Region { left: (width - w) / 2, top: (height - h) / 2, width: w, height: h }
+    }
+
+    fn square(&self, width: u32, height: u32) -> Region {
+        let size = f64::from(self.size);
+        let side = ((size / (size + 32.0) * f64::from(width.min(height))) as u32).max(1);
+        Region {
+            left: (width - side).div_ceil(2),
+            top: (height - side).div_ceil(2),
+            width: side,
+            height: side,
+        }
+    }
+}
+
+/// The random rectangle alone, unscaled: for a [`Pipeline`](crate::data::Pipeline) that scales in floats.
+#[derive(Clone, Copy, Debug)]
+pub struct RandomRegion(pub RandomResizedCrop);
+
+impl ImageOp for RandomRegion {
+    fn apply<'a>(&self, image: Cow<'a, RgbImage>, rng: &mut Rng) -> Result<Cow<'a, RgbImage>> {
+        image::crop(&image, self.0.region(image.width(), image.height(), rng)).map(Cow::Owned)
     }
 }
 
@@ -176,8 +204,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn regions_are_inside(width in 1u32..700, height in 1u32..700, seed: u64, clamped: bool, min in 0.01f64..1.0) {
-            let draw = if clamped { CropDraw::Clamped } else { CropDraw::TenTries };
+        fn regions_are_inside(width in 1u32..700, height in 1u32..700, seed: u64, draw in 0usize..3, min in 0.01f64..1.0) {
+            let draw = [CropDraw::Clamped, CropDraw::TenTries, CropDraw::TenTriesOrSquare][draw];
             let crop = RandomResizedCrop { draw, ..RandomResizedCrop::new(32, min) };
             let region = crop.region(width, height, &mut Rng::new(seed));
             prop_assert!(region.fits(width, height), "{region:?} in {width}x{height}");
@@ -217,6 +245,9 @@ mod tests {
         let crop = RandomResizedCrop { area: (0.9, 1.0), ..RandomResizedCrop::new(224, 0.0) };
         let centre = Region { left: 433, top: 0, width: 133, height: 100 };
         assert_eq!(crop.region(1000, 100, &mut Rng::new(2)), centre);
+        let square = RandomResizedCrop { draw: CropDraw::TenTriesOrSquare, ..crop };
+        let centre = Region { left: 457, top: 7, width: 87, height: 87 };
+        assert_eq!(square.region(1000, 100, &mut Rng::new(2)), centre);
         let single = RandomResizedCrop { draw: CropDraw::Clamped, ..crop };
         assert_eq!(single.region(1000, 100, &mut Rng::new(2)).height, 100);
     }

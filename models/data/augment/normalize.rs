@@ -12,6 +12,11 @@ pub const IMAGENET_MEAN: [f32; 3] = [0.485, 0.456, 0.406];
 /// Standard deviation of ImageNet's channels, levels scaled to 0..1.
 pub const IMAGENET_STD: [f32; 3] = [0.229, 0.224, 0.225];
 
+/// Mean of CIFAR-10's channels, levels scaled to 0..1.
+pub const CIFAR10_MEAN: [f32; 3] = [0.4914, 0.4822, 0.4465];
+/// Standard deviation of CIFAR-10's channels as common recipes have it: the mean over images of each image's own.
+pub const CIFAR10_STD: [f32; 3] = [0.2023, 0.1994, 0.2010];
+
 /// (level / 255 - mean) / std per channel, with three channels (RGB) or one (grey).
 #[derive(Clone, Debug)]
 pub struct Normalize {
@@ -61,6 +66,22 @@ impl Normalize {
             }
         }
         View { shape: [self.channels(), height, width], data }
+    }
+
+    /// Normalises levels that are floats already, [3, H, W]; there must be three channels.
+    pub fn levels(&self, mut view: View) -> Result<View> {
+        let [channels, height, width] = view.shape;
+        ensure!(
+            channels == 3 && self.channels() == 3,
+            "normalize",
+            "levels of {channels} channels and constants for {}; needs 3 of both",
+            self.channels()
+        );
+        for (c, plane) in view.data.chunks_exact_mut((height * width).max(1)).enumerate() {
+            let (mean, std) = (self.mean[c], self.std[c]);
+            plane.iter_mut().for_each(|level| *level = (*level / 255.0 - mean) / std);
+        }
+        Ok(view)
     }
 
     /// The way back, for looking at: floats [C, H, W] to rounded levels, cut to 0..=255.

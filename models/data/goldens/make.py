@@ -1,14 +1,18 @@
-"""Reference results of Pillow for the augmentation tests: python make.py (written with Pillow 13.0.0, numpy 2.4.6).
+"""Reference results of Pillow for the augmentation tests: python make.py (written with Pillow 13.0.0, numpy 2.4.6,
+torchvision 0.29.2).
 
 source.png   32 x 24, half a photograph, half noise, one channel of low contrast
 ops.png      one 32 x 24 result under another, in the order of the lines of ops.txt
+views.png    the same for views.txt, lines of name, argument, width, height: results for the upper left corner of that
+             size, on black
 resize_*.png results of Image.resize, named filter_WIDTHxHEIGHT[_LEFT.TOP.RIGHT.BOTTOM]: the box is cropped first
 """
 import math
 import pathlib
 
 import numpy as np
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+from torchvision.transforms import functional
 
 here = pathlib.Path(__file__).parent
 W, H = 32, 24
@@ -56,3 +60,29 @@ for name, size, box in [("bicubic", (17, 23), None), ("bicubic", (70, 50), None)
     image = source.crop(box) if box else source
     label = f"{name}_{size[0]}x{size[1]}" + ("_" + ".".join(map(str, box)) if box else "")
     image.resize(size, FILTERS[name]).save(here / f"resize_{label}.png", optimize=True)
+
+
+EDITS = {"hue": functional.adjust_hue, "blur": lambda image, sigma: image.filter(ImageFilter.GaussianBlur(sigma)),
+         "brightness": functional.adjust_brightness, "contrast": functional.adjust_contrast,
+         "saturation": functional.adjust_saturation, "gray": lambda image, _: functional.to_grayscale(image, 3),
+         "solarize": functional.solarize}
+cases = [("hue", f, W, H) for f in (-0.5, -0.4, -0.1, -0.003, 0.0, 0.05, 0.1, 0.25, 0.4, 0.5)]
+cases += [("blur", s, W, H) for s in (0.0, 0.1, 0.37, 0.8, 1.0, 1.4142, 1.4143, 1.7, 2.0, 3.3, 7.0, 40.0)]
+cases += [("blur", s, *size) for s in (0.7, 1.9, 5.0) for size in ((1, 1), (1, 24), (32, 1), (2, 3), (5, 4))]
+cases += [(name, f, W, H) for name in ("brightness", "contrast", "saturation") for f in (0.6, 0.93, 1.4)]
+cases += [(name, a, *size) for name, a in (("hue", 0.1), ("contrast", 1.3)) for size in ((1, 1), (1, 24))]
+cases += [("gray", 0, W, H), ("solarize", 128, W, H)]
+results = np.zeros((len(cases), H, W, 3), np.uint8)
+for result, (name, argument, width, height) in zip(results, cases):
+    result[:height, :width] = EDITS[name](source.crop((0, 0, width, height)), argument)
+Image.fromarray(results.reshape(-1, W, 3)).save(here / "views.png", optimize=True)
+(here / "views.txt").write_text("".join(" ".join(map(str, case)) + "\n" for case in cases))
+
+# FNV-1a of a turned image with every fourth level of each channel: a constant of the tests of hue.rs
+levels = np.arange(64, dtype=np.uint8) * 4 + np.arange(64, dtype=np.uint8) % 4
+colours = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(512, 512, 3)
+for factor in (-0.31, 0.0, 0.1):
+    value = 0xCBF29CE484222325
+    for byte in np.asarray(functional.adjust_hue(Image.fromarray(colours), factor)).tobytes():
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    print(f"hue {factor}: {value:#018x}")
