@@ -146,7 +146,7 @@ impl BatchNorm {
     /// Over `x` whose channels are `groups` times those of the layer.
     #[track_caller]
     fn plain(&self, x: &Tensor, training: bool, groups: usize) -> Result<Moved> {
-        let repeated = |t: Tensor| if groups == 1 { Ok(t) } else { t.repeat(&[groups]) };
+        let repeated = |t: Tensor| if groups == 1 { Ok(t) } else { t.repeat([groups]) };
         let affine = self.affine.as_ref().map(|(w, b)| Ok((repeated(w.get())?, repeated(b.get())?)));
         let affine = affine.transpose()?;
         let (weight, bias) = affine.as_ref().map_or((None, None), |(w, b)| (Some(w), Some(b)));
@@ -157,7 +157,7 @@ impl BatchNorm {
     #[track_caller]
     fn split(&self, x: &Tensor, groups: usize) -> Result<Moved> {
         let shape = x.shape().to_vec();
-        let divides = shape.len() >= 2 && shape[0] % groups == 0;
+        let divides = shape.len() >= 2 && shape[0].is_multiple_of(groups);
         ensure!(divides, OP, "a batch of shape {shape:?} does not divide into {groups} groups");
         let channels = shape[1];
         let mut folded = shape.clone();
