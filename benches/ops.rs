@@ -38,9 +38,10 @@ fn ok<T>(result: Result<T>) -> T {
 const WIDE: &[usize] = &[8, 197, 3072];
 
 fn elementwise(c: &mut Criterion) {
-    let unary: [(&str, Op); 7] = [
+    let unary: [(&str, Op); 8] = [
         ("gelu", |x| x[0].gelu()),
         ("gelu_tanh", |x| x[0].gelu_tanh()),
+        ("gelu_quick", |x| x[0].gelu_quick()),
         ("silu", |x| x[0].silu()),
         ("relu", |x| x[0].relu()),
         ("exp", |x| x[0].exp()),

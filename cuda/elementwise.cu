@@ -15,6 +15,7 @@ DEV double m_pow(double x, double e) { return pow(x, e); }
 
 constexpr double kTanhLinear = 0.7978845608028654;  // sqrt(2 / pi)
 constexpr double kTanhCubic = 0.044715 * kTanhLinear;
+constexpr double kQuick = 1.702;
 
 /// Probability that a standard normal variable exceeds |x|.
 template <class R> DEV R normal_tail(R x) { return (R)0.5 * m_erfc(m_fabs(x) * (R)0.7071067811865476); }
@@ -49,6 +50,7 @@ template <class R> DEV R function(int f, R p, R q, R x) {
       const R u = x * (x * x * (R)kTanhCubic + (R)kTanhLinear);
       return x / ((R)1 + m_exp(-(u + u)));
     }
+    case SMALTI_GELU_QUICK: return x / ((R)1 + m_exp(-(x * (R)kQuick)));
     case SMALTI_SOFTPLUS: return softplus(x, p, q);
     case SMALTI_CLAMP: {
       const R y = x < p ? p : x;
@@ -92,6 +94,10 @@ template <class R> DEV R derivative(int f, R p, R q, R g, R s) {
       // y (1 - y) is even in u, and e is at most 1, so nothing overflows
       const R slope = e > 0 ? s * (du + du) * e * y * y : (R)0;
       return g * ((u < 0 ? e * y : y) + slope);
+    }
+    case SMALTI_GELU_QUICK: {
+      const R y = (R)1 / ((R)1 + m_exp(-(s * (R)kQuick)));
+      return g * y * ((R)1 + s * (R)kQuick * ((R)1 - y));
     }
     case SMALTI_SOFTPLUS: {
       const R z = s * p;

@@ -44,11 +44,12 @@ pub const SMALTI_ATAN: smalti_unary = 11;
 pub const SMALTI_SILU: smalti_unary = 12;
 pub const SMALTI_GELU: smalti_unary = 13;
 pub const SMALTI_GELU_TANH: smalti_unary = 14;
-pub const SMALTI_SOFTPLUS: smalti_unary = 15;
-pub const SMALTI_CLAMP: smalti_unary = 16;
-pub const SMALTI_CUBE: smalti_unary = 17;
-pub const SMALTI_POW: smalti_unary = 18;
-pub const SMALTI_AFFINE: smalti_unary = 19;
+pub const SMALTI_GELU_QUICK: smalti_unary = 15;
+pub const SMALTI_SOFTPLUS: smalti_unary = 16;
+pub const SMALTI_CLAMP: smalti_unary = 17;
+pub const SMALTI_CUBE: smalti_unary = 18;
+pub const SMALTI_POW: smalti_unary = 19;
+pub const SMALTI_AFFINE: smalti_unary = 20;
 pub type smalti_unary = ::core::ffi::c_uint;
 unsafe extern "C" {
     pub fn smalti_unary_forward(

@@ -265,10 +265,24 @@ unary! {
             g.mul(&s.add(&s.sub(&s.square()?)?.mul(&du)?)?)
         }
     }
+
+    /// The GELU by its coarser approximation x sigmoid(1.702 x): "quick GELU", that of OpenAI's CLIP.
+    gelu_quick(input) GeluQuick as SMALTI_GELU_QUICK {
+        f: |x| x / (R::ONE + (-(x * R::of(QUICK))).exp()),
+        df: |g, x| {
+            let s = R::ONE / (R::ONE + (-(x * R::of(QUICK))).exp());
+            g * s * (R::ONE + x * R::of(QUICK) * (R::ONE - s))
+        },
+        tensor: |g, x| {
+            let s = x.mul_scalar(QUICK)?.sigmoid()?;
+            g.mul(&s.add(&x.mul_scalar(QUICK)?.mul(&s.sub(&s.square()?)?)?)?)
+        }
+    }
 }
 
 const TANH_LINEAR: f64 = 0.5 * FRAC_2_SQRT_PI * SQRT_2;
 const TANH_CUBIC: f64 = 0.044715 * TANH_LINEAR;
+const QUICK: f64 = 1.702;
 
 impl Tensor {
     /// log(1 + e^(beta x)) / beta; x itself where beta x > threshold.
@@ -452,7 +466,7 @@ mod tests {
     use crate::{BackwardOptions, Rng, gradcheck};
 
     type Op = fn(&Tensor) -> Result<Tensor>;
-    const OPS: [(&str, Op); 15] = [
+    const OPS: [(&str, Op); 16] = [
         ("exp", |x| x.exp()),
         ("tanh", |x| x.tanh()),
         ("sigmoid", |x| x.sigmoid()),
@@ -464,6 +478,7 @@ mod tests {
         ("silu", |x| x.silu()),
         ("gelu", |x| x.gelu()),
         ("gelu_tanh", |x| x.gelu_tanh()),
+        ("gelu_quick", |x| x.gelu_quick()),
         ("softplus", |x| x.softplus(1.5, 2.0)),
         ("clamp", |x| x.clamp(-0.5, 0.8)),
         ("pow 3", |x| x.pow_scalar(3.0)),
