@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 use smalti::{
     PatchOrder, Result, Rng, Tensor, ensure,
-    nn::{Block, BlockConfig, Gelu, LayerNorm, Linear, Param, Params, init, pos_embed},
+    nn::{Block, BlockConfig, BlockNames, Gelu, LayerNorm, Linear, Param, Params, init, pos_embed},
 };
 
 /// Height and width of the input: `224`, or `[224, 320]` in recipes.
@@ -119,29 +119,35 @@ impl VitConfig {
             eps: self.layer_norm_eps,
             gelu: self.gelu,
             drop_path,
+            causal: false,
+            names: BlockNames::TIMM,
         }
     }
 }
 
 /// Projection of patches: a convolution with kernel = stride = patch, computed as a product over the patches
-/// that are wanted. Registers `proj.weight` `[D, C, p, p]` and `proj.bias`.
+/// that are wanted. Registers `weight` `[D, C, p, p]` and `bias`.
 #[derive(Clone, Debug)]
 pub struct PatchEmbed {
     weight: Param,
-    bias: Param,
+    bias: Option<Param>,
     patch: usize,
 }
 
 impl PatchEmbed {
-    fn new(params: &Params, config: &VitConfig, rng: &mut Rng) -> Result<PatchEmbed> {
-        let (params, p) = (params.sub("proj"), config.patch_size);
+    pub(crate) fn new(params: &Params, config: &VitConfig, bias: bool, rng: &mut Rng) -> Result<PatchEmbed> {
+        let p = config.patch_size;
         let shape = [config.embed_dim, config.in_chans, p, p];
-        Ok(PatchEmbed {
-            weight: params.param("weight", init::xavier_uniform(shape, rng)?)?,
-            // Not zeroed: the official initialisation leaves the convolution's default.
-            bias: params.param("bias", init::fan_in_uniform([shape[0]], config.in_chans * p * p, rng)?)?,
-            patch: p,
-        })
+        let weight = params.param("weight", init::xavier_uniform(shape, rng)?)?;
+        let bias = match bias {
+            // Not zeroed: MAE's official initialisation leaves the convolution's default.
+            true => {
+                let bias = init::fan_in_uniform([shape[0]], config.in_chans * p * p, rng)?;
+                Some(params.param("bias", bias)?)
+            }
+            false => None,
+        };
+        Ok(PatchEmbed { weight, bias, patch: p })
     }
 
     /// Every patch, row by row: `[N, C, H, W]` to `[N, L, D]`.
@@ -163,7 +169,7 @@ impl PatchEmbed {
     fn project(&self, patches: &Tensor) -> Result<Tensor> {
         let weight = self.weight.get();
         let patches = patches.to_dtype(weight.dtype())?;
-        patches.linear(&weight.flatten(1, -1)?, Some(&self.bias.get()))
+        patches.linear(&weight.flatten(1, -1)?, self.bias.as_ref().map(Param::get).as_ref())
     }
 }
 
@@ -175,6 +181,14 @@ pub struct Encoder {
     patch_embed: PatchEmbed,
     blocks: Vec<Block>,
     config: VitConfig,
+}
+
+/// Tokens `[N, K, D]` with their positions' rows of the table `[L, D]`: rows `ids` `[N, K]`, or all L in order.
+pub(crate) fn add_positions(x: &Tensor, table: &Tensor, ids: Option<&Tensor>) -> Result<Tensor> {
+    match ids {
+        Some(ids) => x.add(&table.index_select(0, &ids.flatten(0, 1)?)?.reshape(x.shape())?),
+        None => x.add(table),
+    }
 }
 
 /// Drop-path rate of block `i` of `depth`: rising linearly from 0 to `rate`.
@@ -199,7 +213,7 @@ impl Encoder {
         drop_path: f64,
         rng: &mut Rng,
     ) -> Result<Encoder> {
-        let patch_embed = PatchEmbed::new(&params.sub("patch_embed"), config, rng)?;
+        let patch_embed = PatchEmbed::new(&params.sub("patch_embed").sub("proj"), config, true, rng)?;
         let blocks = (0..config.depth)
             .map(|i| {
                 let rate = drop_path_rate(drop_path, i, config.depth);
@@ -238,11 +252,10 @@ impl Encoder {
     pub fn forward_kept(&self, images: &Tensor, ids: &Tensor) -> Result<Tensor> {
         self.check(images)?;
         let x = self.patch_embed.forward_kept(images, ids)?;
-        let [n, k, d] = x.dims("vit")?;
         let positions = self.pos_embed.get().select(0, 0)?.narrow(0, 1, self.config.patches()?)?;
-        let x = x.add(&positions.index_select(0, &ids.flatten(0, 1)?)?.reshape([n, k, d])?)?;
+        let x = add_positions(&x, &positions, Some(ids))?;
         // The class token's position is row 0 of the table.
-        let class = self.class_rows(n)?.add(&self.pos_embed.get().narrow(1, 0, 1)?)?;
+        let class = self.class_rows(x.shape()[0])?.add(&self.pos_embed.get().narrow(1, 0, 1)?)?;
         self.run(Tensor::cat(&[&class, &x], 1)?, None)
     }
 

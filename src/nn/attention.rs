@@ -1,43 +1,40 @@
-//! Multi-head self-attention with timm's names and layout.
+//! Multi-head self-attention.
 
-use super::{Linear, Params};
+use super::{BlockConfig, Linear, Params};
 use crate::{Result, Rng, Tensor, ensure};
 
-/// Registers `qkv` (one layer D -> 3D; its outputs are [q | k | v], each split in heads of consecutive channels)
-/// and `proj`. The scale is head_dim^-0.5.
+/// One layer D -> 3D (its outputs are [q | k | v], each split in heads of consecutive channels), the attention and a
+/// projection, registered under the names that the block's configuration has for them. The scale is head_dim^-0.5.
 #[derive(Clone, Debug)]
 pub struct Attention {
     qkv: Linear,
     proj: Linear,
     heads: usize,
+    causal: bool,
 }
 
 impl Attention {
-    /// `width` must divide by `heads`.
+    /// The attention of a block of this configuration, under `params`.
     ///
     /// # Errors
-    /// If it does not, or the names are taken.
+    /// If the width does not divide by the heads, or the names are taken.
     #[track_caller]
-    pub fn new(
-        params: &Params,
-        width: usize,
-        heads: usize,
-        qkv_bias: bool,
-        rng: &mut Rng,
-    ) -> Result<Attention> {
+    pub fn new(params: &Params, config: &BlockConfig, rng: &mut Rng) -> Result<Attention> {
+        let &BlockConfig { width, heads, qkv_bias, causal, names, .. } = config;
         ensure!(
             heads > 0 && width.is_multiple_of(heads),
             "attention",
             "width {width} does not divide by {heads} heads"
         );
         Ok(Attention {
-            qkv: Linear::new(&params.sub("qkv"), width, 3 * width, qkv_bias, rng)?,
-            proj: Linear::new(&params.sub("proj"), width, width, true, rng)?,
+            qkv: Linear::named(params, names.qkv, [width, 3 * width], qkv_bias, rng)?,
+            proj: Linear::new(&params.sub(names.proj), width, width, true, rng)?,
             heads,
+            causal,
         })
     }
 
-    /// `[B, S, D]` to the same shape; every position attends to all.
+    /// `[B, S, D]` to the same shape; every position attends to all, or causally to those up to itself.
     ///
     /// # Errors
     /// If `x` has another rank or width.
@@ -45,6 +42,6 @@ impl Attention {
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let [b, s, d] = x.dims("attention")?;
         let qkv = self.qkv.forward(x)?.reshape([b, s, 3, self.heads, d / self.heads])?;
-        self.proj.forward(&qkv.attention(false, None)?)
+        self.proj.forward(&qkv.attention(self.causal, None)?)
     }
 }

@@ -3,7 +3,7 @@
 use super::{Attention, Gelu, LayerNorm, Mlp, Params};
 use crate::{Result, Rng, Tensor};
 
-/// x + Attn(norm1(x)), then x + MLP(norm2(x)). Registers `norm1`, `attn`, `norm2`, `mlp`.
+/// x + Attn(norm1(x)), then x + MLP(norm2(x)). Registers its parts under `attn`, `mlp` and the names of the norms.
 #[derive(Clone, Debug)]
 pub struct Block {
     norm1: LayerNorm,
@@ -30,6 +30,38 @@ pub struct BlockConfig {
     pub gelu: Gelu,
     /// Probability with which a sample skips each branch in training.
     pub drop_path: f64,
+    /// Does a position attend only to those up to itself?
+    pub causal: bool,
+    /// What checkpoints call the parts.
+    pub names: BlockNames,
+}
+
+/// Names of a block's parts, those of `qkv` and `proj` within `attn`, those of the perceptron within `mlp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct BlockNames {
+    pub norms: [&'static str; 2],
+    /// Weight and bias.
+    pub qkv: [&'static str; 2],
+    pub proj: &'static str,
+    pub mlp: [&'static str; 2],
+}
+
+impl BlockNames {
+    /// timm's, which most vision transformers share.
+    pub const TIMM: BlockNames = BlockNames {
+        norms: ["norm1", "norm2"],
+        qkv: ["qkv.weight", "qkv.bias"],
+        proj: "proj",
+        mlp: ["fc1", "fc2"],
+    };
+    /// Those of CLIP's towers, over PyTorch's `MultiheadAttention`.
+    pub const CLIP: BlockNames = BlockNames {
+        norms: ["ln_1", "ln_2"],
+        qkv: ["in_proj_weight", "in_proj_bias"],
+        proj: "out_proj",
+        mlp: ["c_fc", "c_proj"],
+    };
 }
 
 impl Block {
@@ -39,14 +71,13 @@ impl Block {
     /// If the width does not divide by the heads, or the names are taken.
     #[track_caller]
     pub fn new(params: &Params, config: BlockConfig, rng: &mut Rng) -> Result<Block> {
-        let BlockConfig { width, heads, mlp_ratio, qkv_bias, eps, gelu, drop_path } = config;
-        let hidden = (width as f64 * mlp_ratio) as usize;
+        let [norm1, norm2] = config.names.norms;
         Ok(Block {
-            norm1: LayerNorm::new(&params.sub("norm1"), width, eps)?,
-            attn: Attention::new(&params.sub("attn"), width, heads, qkv_bias, rng)?,
-            norm2: LayerNorm::new(&params.sub("norm2"), width, eps)?,
-            mlp: Mlp::new(&params.sub("mlp"), width, hidden, gelu, rng)?,
-            drop_path,
+            norm1: LayerNorm::new(&params.sub(norm1), config.width, config.eps)?,
+            attn: Attention::new(&params.sub("attn"), &config, rng)?,
+            norm2: LayerNorm::new(&params.sub(norm2), config.width, config.eps)?,
+            mlp: Mlp::new(&params.sub("mlp"), &config, rng)?,
+            drop_path: config.drop_path,
         })
     }
 

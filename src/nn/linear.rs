@@ -17,9 +17,24 @@ impl Linear {
     /// If the names are taken.
     #[track_caller]
     pub fn new(params: &Params, inputs: usize, outputs: usize, bias: bool, rng: &mut Rng) -> Result<Linear> {
-        let weight = params.param("weight", init::fan_in_uniform([outputs, inputs], inputs, rng)?)?;
+        Self::named(params, ["weight", "bias"], [inputs, outputs], bias, rng)
+    }
+
+    /// [`new`](Self::new) with other names for weight and bias.
+    ///
+    /// # Errors
+    /// If the names are taken.
+    #[track_caller]
+    pub fn named(
+        params: &Params,
+        names: [&str; 2],
+        [inputs, outputs]: [usize; 2],
+        bias: bool,
+        rng: &mut Rng,
+    ) -> Result<Linear> {
+        let weight = params.param(names[0], init::fan_in_uniform([outputs, inputs], inputs, rng)?)?;
         let bias = match bias {
-            true => Some(params.param("bias", init::fan_in_uniform([outputs], inputs, rng)?)?),
+            true => Some(params.param(names[1], init::fan_in_uniform([outputs], inputs, rng)?)?),
             false => None,
         };
         Ok(Linear { weight, bias })

@@ -1,6 +1,6 @@
 //! The two-layer perceptron of transformer blocks.
 
-use super::{Linear, Params};
+use super::{BlockConfig, Linear, Params};
 use crate::{Result, Rng, Tensor};
 
 /// Which GELU.
@@ -12,9 +12,11 @@ pub enum Gelu {
     Erf,
     /// The tanh approximation.
     Tanh,
+    /// x sigmoid(1.702 x).
+    Quick,
 }
 
-/// `fc1`, GELU, `fc2`.
+/// Linear, GELU, linear: `fc1` and `fc2`, or what the block's configuration calls them.
 #[derive(Clone, Debug)]
 pub struct Mlp {
     fc1: Linear,
@@ -23,16 +25,18 @@ pub struct Mlp {
 }
 
 impl Mlp {
-    /// `width` -> `hidden` -> `width`.
+    /// The perceptron of a block of this configuration, under `params`.
     ///
     /// # Errors
     /// If the names are taken.
     #[track_caller]
-    pub fn new(params: &Params, width: usize, hidden: usize, gelu: Gelu, rng: &mut Rng) -> Result<Mlp> {
+    pub fn new(params: &Params, config: &BlockConfig, rng: &mut Rng) -> Result<Mlp> {
+        let ([fc1, fc2], width) = (config.names.mlp, config.width);
+        let hidden = (width as f64 * config.mlp_ratio) as usize;
         Ok(Mlp {
-            fc1: Linear::new(&params.sub("fc1"), width, hidden, true, rng)?,
-            fc2: Linear::new(&params.sub("fc2"), hidden, width, true, rng)?,
-            gelu,
+            fc1: Linear::new(&params.sub(fc1), width, hidden, true, rng)?,
+            fc2: Linear::new(&params.sub(fc2), hidden, width, true, rng)?,
+            gelu: config.gelu,
         })
     }
 
@@ -45,6 +49,7 @@ impl Mlp {
         let hidden = match self.gelu {
             Gelu::Erf => self.fc1.forward_gelu(x)?,
             Gelu::Tanh => self.fc1.forward(x)?.gelu_tanh()?,
+            Gelu::Quick => self.fc1.forward(x)?.gelu_quick()?,
         };
         self.fc2.forward(&hidden)
     }

@@ -12,7 +12,7 @@ mod params;
 pub mod pos_embed;
 
 pub use attention::Attention;
-pub use block::{Block, BlockConfig};
+pub use block::{Block, BlockConfig, BlockNames};
 pub use conv::Conv2d;
 pub use linear::Linear;
 pub use load::{LoadOptions, LoadReport};

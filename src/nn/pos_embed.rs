@@ -51,6 +51,15 @@ pub fn with_class_rows(table: &Tensor, extra: usize) -> Result<Tensor> {
 /// If the rows behind the first `extra` do not form a square grid.
 #[track_caller]
 pub fn resize(table: &Tensor, extra: usize, grid: [usize; 2]) -> Result<Tensor> {
+    resize_with(table, extra, grid, false)
+}
+
+/// [`resize`], with antialiasing if asked for: open_clip does.
+///
+/// # Errors
+/// As [`resize`].
+#[track_caller]
+pub fn resize_with(table: &Tensor, extra: usize, grid: [usize; 2], antialias: bool) -> Result<Tensor> {
     let [_, rows, width] = table.dims("resize position embedding")?;
     let side = (rows.saturating_sub(extra) as f64).sqrt() as usize;
     ensure!(
@@ -61,7 +70,7 @@ pub fn resize(table: &Tensor, extra: usize, grid: [usize; 2]) -> Result<Tensor> 
     if [side, side] == grid {
         return Ok(table.clone());
     }
-    let bicubic = InterpolateOptions { mode: Interpolation::Bicubic, ..Default::default() };
+    let bicubic = InterpolateOptions { mode: Interpolation::Bicubic, antialias, ..Default::default() };
     let class = table.narrow(1, 0, extra)?;
     let image =
         table.narrow(1, extra, side * side)?.reshape([1, side, side, width])?.permute([0, 3, 1, 2])?;

@@ -7,7 +7,7 @@ mod worker;
 
 use smalti::{
     BackwardOptions, ConvOptions, CrossEntropy, DType, Rng, Tensor,
-    nn::{Block, BlockConfig, Gelu, Params},
+    nn::{Block, BlockConfig, BlockNames, Gelu, Params},
     optim::{AdamW, Algorithm, Optimizer, no_decay_1d},
 };
 use smalti_models::mae::{Mae, MaeConfig};
@@ -63,8 +63,17 @@ fn set(params: &Params, shapes: &[shapes::Parameter], seed: u32) -> smalti::Resu
 fn vit_block(dy: Tensor) -> Result<Variant> {
     let (width, _, heads) = ENCODER;
     let params = Params::new();
-    let config =
-        BlockConfig { width, heads, mlp_ratio: 4.0, qkv_bias: true, eps: 1e-6, gelu: Gelu::Erf, drop_path: 0.0 };
+    let config = BlockConfig {
+        width,
+        heads,
+        mlp_ratio: 4.0,
+        qkv_bias: true,
+        eps: 1e-6,
+        gelu: Gelu::Erf,
+        drop_path: 0.0,
+        causal: false,
+        names: BlockNames::TIMM,
+    };
     let block = Block::new(&params, config, &mut Rng::new(0))?;
     set(&params, &shapes::block(width), 10)?;
     let x = tensor(&X, 1, 1.0, 0.0)?.requires_grad();
