@@ -28,8 +28,10 @@ mod digits;
 mod folder;
 pub mod image;
 mod loader;
+mod pairs;
 mod pipeline;
 pub mod presets;
+mod text;
 mod worker;
 
 pub use self::image::{Filter, Region, RgbImage};
@@ -37,5 +39,7 @@ pub use dataset::{Cached, Dataset, Sample};
 pub use digits::{DIGITS_MEAN, DIGITS_STD, Digits, DigitsSplit};
 pub use folder::Folder;
 pub use loader::{Batch, Images, Loader, LoaderOptions, OnUnreadable, Skipped};
+pub use pairs::{Captions, DIGIT_NAMES, DIGIT_TEMPLATES, DigitPairs, Pairs, choose_captions};
 pub use pipeline::{ImageOp, Pipeline, Transform, View, Views};
+pub use text::Tokenizer;
 pub use worker::Epoch;
