@@ -1,10 +1,15 @@
-//! How good a representation is: k nearest neighbours, linear probes, fine-tuning.
+//! How good a representation is: k nearest neighbours, linear probes, fine-tuning; of images and texts together,
+//! zero-shot classification and retrieval.
 
 mod features;
 mod knn;
 mod lbfgs;
 mod linear_probe;
+mod retrieval;
+mod zero_shot;
 
 pub use features::Features;
 pub use knn::{Vote, knn_accuracy};
 pub use linear_probe::{LinearProbe, ProbeConfig};
+pub use retrieval::{Recall, recall};
+pub use zero_shot::{SHORT_TEMPLATES, ZeroShot, ensemble, prompts};
