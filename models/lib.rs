@@ -3,5 +3,6 @@
 pub mod backbones;
 pub mod data;
 pub mod evaluate;
+pub mod flip;
 pub mod mae;
 pub mod train;

@@ -1,4 +1,5 @@
 //! Architectures that several papers share.
 
 pub mod resnet;
+pub mod text;
 pub mod vit;

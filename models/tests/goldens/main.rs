@@ -3,6 +3,9 @@
 //! weights, inputs, results) comes from the file. To test a new kind, add a file here and a line to `KINDS`.
 
 mod file;
+mod flip;
+mod flip_2rank;
+mod flip_openclip;
 mod mae;
 mod nms;
 mod roi_align;
@@ -16,6 +19,9 @@ type Check = fn(&Golden, &mut Report) -> smalti::Result<()>;
 
 /// Kinds of files and the checks for them.
 const KINDS: &[(&str, Check)] = &[
+    ("flip", flip::check),
+    ("flip_2rank", flip_2rank::check),
+    ("flip_openclip", flip_openclip::check),
     ("mae", mae::check),
     ("nms", nms::check),
     ("roi_align", roi_align::check),
@@ -32,6 +38,8 @@ pub mod tolerance {
     pub const POOLED: f64 = 5e-6;
     /// Gradients.
     pub const GRADIENT: f64 = 1e-5;
+    /// Gradients that are what is left of a sum of larger terms: that of a contrastive loss's scale.
+    pub const CANCELLING: f64 = 5e-5;
     /// One attention in f32.
     pub const ATTENTION: f64 = 1e-5;
     /// Error of a half type as a multiple of that of the unfused computation in it.
