@@ -6,5 +6,5 @@ mod lbfgs;
 mod linear_probe;
 
 pub use features::Features;
-pub use knn::{Vote, knn_accuracy};
+pub use knn::{Vote, knn_accuracy, knn_scores};
 pub use linear_probe::{LinearProbe, ProbeConfig};
