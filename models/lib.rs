@@ -4,4 +4,5 @@ pub mod backbones;
 pub mod data;
 pub mod evaluate;
 pub mod mae;
+pub mod moco;
 pub mod train;

@@ -4,6 +4,9 @@
 
 mod file;
 mod mae;
+mod moco;
+mod moco_monitor;
+mod moco_shuffle;
 mod nms;
 mod roi_align;
 mod window_attention;
@@ -17,6 +20,10 @@ type Check = fn(&Golden, &mut Report) -> smalti::Result<()>;
 /// Kinds of files and the checks for them.
 const KINDS: &[(&str, Check)] = &[
     ("mae", mae::check),
+    ("moco_monitor", moco_monitor::check),
+    ("moco_shuffle", moco_shuffle::check),
+    ("moco_v1", moco::check),
+    ("moco_v2", moco::check),
     ("nms", nms::check),
     ("roi_align", roi_align::check),
     ("window_attention", window_attention::check),
@@ -32,6 +39,12 @@ pub mod tolerance {
     pub const POOLED: f64 = 5e-6;
     /// Gradients.
     pub const GRADIENT: f64 = 1e-5;
+    /// Momentum contrast: values of a step. PyTorch in f32 needs a tenth of this and of the next two.
+    pub const MOCO: f64 = 5e-5;
+    /// Gradients of a step.
+    pub const MOCO_GRADIENT: f64 = 3e-4;
+    /// What follows an optimizer's step.
+    pub const MOCO_SECOND: f64 = 5e-4;
     /// One attention in f32.
     pub const ATTENTION: f64 = 1e-5;
     /// Error of a half type as a multiple of that of the unfused computation in it.
