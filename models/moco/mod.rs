@@ -88,7 +88,7 @@ impl MocoConfig {
     pub fn check_batch(&self, batch: usize, world: usize) -> Result<()> {
         let keys = batch * world * self.directions();
         ensure!(
-            keys > 0 && self.queue % keys == 0,
+            keys > 0 && self.queue.is_multiple_of(keys),
             OP,
             "a queue of {} keys does not divide into steps of {keys} ({world} ranks, {batch} images each, {} keys \
              an image); choose another batch or drop the last, incomplete one",
