@@ -5,4 +5,5 @@ pub mod data;
 pub mod evaluate;
 pub mod flip;
 pub mod mae;
+pub mod moco;
 pub mod train;

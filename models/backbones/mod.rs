@@ -1,5 +1,6 @@
 //! Architectures that several papers share.
 
+pub mod checkpoint;
 pub mod resnet;
 pub mod text;
 pub mod vit;

@@ -9,7 +9,7 @@ mod retrieval;
 mod zero_shot;
 
 pub use features::Features;
-pub use knn::{Vote, knn_accuracy};
+pub use knn::{Vote, knn_accuracy, knn_scores};
 pub use linear_probe::{LinearProbe, ProbeConfig};
 pub use retrieval::{Recall, recall};
 pub use zero_shot::{SHORT_TEMPLATES, ZeroShot, ensemble, prompts};

@@ -7,6 +7,9 @@ mod flip;
 mod flip_2rank;
 mod flip_openclip;
 mod mae;
+mod moco;
+mod moco_monitor;
+mod moco_shuffle;
 mod nms;
 mod roi_align;
 mod window_attention;
@@ -23,6 +26,10 @@ const KINDS: &[(&str, Check)] = &[
     ("flip_2rank", flip_2rank::check),
     ("flip_openclip", flip_openclip::check),
     ("mae", mae::check),
+    ("moco_monitor", moco_monitor::check),
+    ("moco_shuffle", moco_shuffle::check),
+    ("moco_v1", moco::check),
+    ("moco_v2", moco::check),
     ("nms", nms::check),
     ("roi_align", roi_align::check),
     ("window_attention", window_attention::check),
@@ -40,6 +47,12 @@ pub mod tolerance {
     pub const GRADIENT: f64 = 1e-5;
     /// Gradients that are what is left of a sum of larger terms: that of a contrastive loss's scale.
     pub const CANCELLING: f64 = 5e-5;
+    /// Momentum contrast: values of a step. PyTorch in f32 needs a tenth of this and of the next two.
+    pub const MOCO: f64 = 5e-5;
+    /// Gradients of a step.
+    pub const MOCO_GRADIENT: f64 = 3e-4;
+    /// What follows an optimizer's step.
+    pub const MOCO_SECOND: f64 = 5e-4;
     /// One attention in f32.
     pub const ATTENTION: f64 = 1e-5;
     /// Error of a half type as a multiple of that of the unfused computation in it.
