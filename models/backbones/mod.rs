@@ -1,4 +1,5 @@
 //! Architectures that several papers share.
 
+pub mod checkpoint;
 pub mod resnet;
 pub mod vit;

@@ -1,10 +1,13 @@
 //! What becomes of a pre-trained encoder: the classifier that takes over its weights, the losses of fine-tuning
 //! and linear probing (MAE §4 and appendix A.1; `main_finetune.py`, `main_linprobe.py`).
 
-use crate::backbones::vit::{Pool, VitClassifier};
+use crate::backbones::{
+    checkpoint::load_partly,
+    vit::{Pool, VitClassifier},
+};
 use smalti::{
-    CrossEntropy, Error, Result, Rng, Tensor,
-    nn::{BatchNorm, BatchNormConfig, Linear, LoadOptions, LoadReport, Params, init, pos_embed},
+    CrossEntropy, Result, Rng, Tensor,
+    nn::{BatchNorm, BatchNormConfig, Linear, LoadReport, Params, init, pos_embed},
     no_grad,
 };
 
@@ -27,18 +30,7 @@ pub fn load_encoder(model: &VitClassifier, tensors: Vec<(String, Tensor)>) -> Re
             _ => kept.push((name, tensor)),
         }
     }
-    let may_miss = |name: &String| ["head.", "fc_norm."].iter().any(|prefix| name.starts_with(prefix));
-    let names: Vec<&str> = kept.iter().map(|(name, _)| name.as_str()).collect();
-    let missing: Vec<String> = params
-        .all()
-        .iter()
-        .map(|p| p.name().to_owned())
-        .filter(|name| !names.contains(&name.as_str()) && !may_miss(name))
-        .collect();
-    if !missing.is_empty() {
-        return Err(Error::msg(format!("the checkpoint lacks parts of the encoder: {}", missing.join(", "))));
-    }
-    params.load_tensors(&kept, &LoadOptions { strict: false, ..Default::default() })
+    load_partly(params, &kept, |name| ["head.", "fc_norm."].iter().any(|head| name.starts_with(head)))
 }
 
 /// Loss of fine-tuning: cross-entropy of all images against soft targets (from mixup and label smoothing).
