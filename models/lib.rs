@@ -4,4 +4,6 @@ pub mod backbones;
 pub mod data;
 pub mod evaluate;
 pub mod mae;
+pub mod moco_v3;
+pub mod simsiam;
 pub mod train;
