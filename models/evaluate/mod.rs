@@ -3,8 +3,10 @@
 mod features;
 mod knn;
 mod lbfgs;
+mod linear_classifier;
 mod linear_probe;
 
 pub use features::Features;
 pub use knn::{Vote, knn_accuracy};
+pub use linear_classifier::LinearClassifier;
 pub use linear_probe::{LinearProbe, ProbeConfig};
