@@ -6,4 +6,6 @@ pub mod evaluate;
 pub mod flip;
 pub mod mae;
 pub mod moco;
+pub mod moco_v3;
+pub mod simsiam;
 pub mod train;

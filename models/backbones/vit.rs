@@ -2,10 +2,13 @@
 //!
 //! Source: Dosovitskiy et al., ICLR 2021; sizes and initialisation as in MAE (He et al., CVPR 2022).
 
+use super::stem::Stem;
 use serde::{Deserialize, Serialize};
 use smalti::{
     PatchOrder, Result, Rng, Tensor, ensure,
-    nn::{Block, BlockConfig, BlockNames, Gelu, LayerNorm, Linear, Param, Params, init, pos_embed},
+    nn::{
+        Block, BlockConfig, BlockNames, Gelu, LayerNorm, Linear, Param, Params, Statistics, init, pos_embed,
+    },
 };
 
 /// Height and width of the input: `224`, or `[224, 320]` in recipes.
@@ -48,6 +51,9 @@ pub struct VitConfig {
     pub layer_norm_eps: f64,
     #[serde(default)]
     pub gelu: Gelu,
+    /// A [`ConvStem`](super::ConvStem) in the patch projection's place.
+    #[serde(default)]
+    pub conv_stem: bool,
 }
 
 pub(crate) fn three() -> usize {
@@ -83,6 +89,7 @@ impl VitConfig {
             qkv_bias: true,
             layer_norm_eps: 1e-6,
             gelu: Gelu::Erf,
+            conv_stem: false,
         })
     }
 
@@ -135,7 +142,12 @@ pub struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    pub(crate) fn new(params: &Params, config: &VitConfig, bias: bool, rng: &mut Rng) -> Result<PatchEmbed> {
+    pub(crate) fn new(
+        params: &Params,
+        config: &VitConfig,
+        bias: bool,
+        rng: &mut Rng,
+    ) -> Result<PatchEmbed> {
         let p = config.patch_size;
         let shape = [config.embed_dim, config.in_chans, p, p];
         let weight = params.param("weight", init::xavier_uniform(shape, rng)?)?;
@@ -178,7 +190,7 @@ impl PatchEmbed {
 pub struct Encoder {
     cls_token: Param,
     pos_embed: Param,
-    patch_embed: PatchEmbed,
+    stem: Stem,
     blocks: Vec<Block>,
     config: VitConfig,
 }
@@ -208,19 +220,30 @@ impl Encoder {
 
     pub(crate) fn new(
         params: &Params,
+        tokens: [Param; 2],
+        config: &VitConfig,
+        drop_path: f64,
+        rng: &mut Rng,
+    ) -> Result<Encoder> {
+        let stem = Stem::new(&params.sub("patch_embed"), config, Statistics::Batch, rng)?;
+        Encoder::behind(stem, params, tokens, config, drop_path, rng)
+    }
+
+    pub(crate) fn behind(
+        stem: Stem,
+        params: &Params,
         [cls_token, pos_embed]: [Param; 2],
         config: &VitConfig,
         drop_path: f64,
         rng: &mut Rng,
     ) -> Result<Encoder> {
-        let patch_embed = PatchEmbed::new(&params.sub("patch_embed").sub("proj"), config, true, rng)?;
         let blocks = (0..config.depth)
             .map(|i| {
                 let rate = drop_path_rate(drop_path, i, config.depth);
                 Block::new(&params.sub("blocks").sub(i), config.block(rate), rng)
             })
             .collect::<Result<_>>()?;
-        Ok(Encoder { cls_token, pos_embed, patch_embed, blocks, config: config.clone() })
+        Ok(Encoder { cls_token, pos_embed, stem, blocks, config: config.clone() })
     }
 
     /// The sizes.
@@ -228,19 +251,31 @@ impl Encoder {
         &self.config
     }
 
-    /// The patch projection.
-    pub fn patch_embed(&self) -> &PatchEmbed {
-        &self.patch_embed
+    /// Images `[N, C, H, W]` to projected patches `[N, L, D]`, row by row. `training` concerns a convolutional stem.
+    ///
+    /// # Errors
+    /// If the images have another size or other channels.
+    pub fn patches(&self, images: &Tensor, training: bool) -> Result<Tensor> {
+        self.check(images)?;
+        self.stem.forward(images, training)
     }
 
     /// All patches: images `[N, C, H, W]` to tokens `[N, 1 + L, D]` behind the last block, class token first.
-    /// `rng`: draws of drop path, in training.
+    /// `rng`: draws of drop path, in training; `None` in evaluation.
     ///
     /// # Errors
     /// If the images have another size or other channels.
     pub fn forward(&self, images: &Tensor, rng: Option<&mut Rng>) -> Result<Tensor> {
-        self.check(images)?;
-        let x = self.patch_embed.forward(images)?;
+        self.forward_all(images, rng.is_some(), rng)
+    }
+
+    pub(super) fn forward_all(
+        &self,
+        images: &Tensor,
+        training: bool,
+        rng: Option<&mut Rng>,
+    ) -> Result<Tensor> {
+        let x = self.patches(images, training)?;
         let x = Tensor::cat(&[&self.class_rows(x.shape()[0])?, &x], 1)?.add(&self.pos_embed.get())?;
         self.run(x, rng)
     }
@@ -248,10 +283,10 @@ impl Encoder {
     /// Only patches `ids` `[N, K]`, in that order: tokens `[N, 1 + K, D]`.
     ///
     /// # Errors
-    /// As [`forward`](Self::forward), or if an id is out of range.
+    /// As [`forward`](Self::forward), if an id is out of range, or if the stem is convolutional.
     pub fn forward_kept(&self, images: &Tensor, ids: &Tensor) -> Result<Tensor> {
         self.check(images)?;
-        let x = self.patch_embed.forward_kept(images, ids)?;
+        let x = self.stem.forward_kept(images, ids)?;
         let positions = self.pos_embed.get().select(0, 0)?.narrow(0, 1, self.config.patches()?)?;
         let x = add_positions(&x, &positions, Some(ids))?;
         // The class token's position is row 0 of the table.
@@ -371,11 +406,12 @@ impl VitClassifier {
 
 /// Xavier uniform for every matrix of a linear layer, zero for its bias. The qkv matrix counts as one layer.
 pub(crate) fn init_linears(params: &Params, rng: &mut Rng) -> Result<()> {
-    for weight in params.all().iter().filter(|p| p.name().ends_with(".weight") && p.value().rank() == 2) {
+    let all = params.all();
+    for weight in all.iter().filter(|p| p.name().ends_with(".weight") && p.value().rank() == 2) {
         let shape = weight.value().shape().to_vec();
         weight.set(&init::xavier_uniform(shape, rng)?)?;
         let bias = weight.name().trim_end_matches("weight").to_string() + "bias";
-        if let Some(bias) = params.get(&bias) {
+        if let Some(bias) = all.iter().find(|p| p.name() == bias) {
             bias.set(&bias.value().zeros_like()?.contiguous()?)?;
         }
     }

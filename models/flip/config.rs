@@ -229,6 +229,7 @@ impl FlipConfig {
             qkv_bias: true,
             layer_norm_eps: style.text.eps,
             gelu: style.text.gelu,
+            conv_stem: false,
         }
     }
 

@@ -88,6 +88,7 @@ impl MaeConfig {
             qkv_bias: self.qkv_bias,
             layer_norm_eps: self.layer_norm_eps,
             gelu: self.gelu,
+            conv_stem: false,
         }
     }
 

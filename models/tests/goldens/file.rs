@@ -1,6 +1,6 @@
 //! A file of reference values, and the comparison with it.
 
-use smalti::{DType, Device, Error, Result, Tensor, nn::Params};
+use smalti::{DType, Device, Error, Gradients, Result, Tensor, nn::Params};
 use std::{collections::BTreeMap, fmt, path::Path};
 
 /// Tensors by name, and the configuration as JSON.
@@ -36,6 +36,52 @@ impl Golden {
             map.retain(|key, _| known.contains(&key.as_str()));
         }
         serde_json::from_value(config).map_err(|e| Error::msg(format!("config: {e}")))
+    }
+
+    /// Checks numbers of the configuration that the model takes for granted.
+    pub fn fixed(&self, numbers: &[(&str, f64)]) -> Result<()> {
+        for (key, wanted) in numbers {
+            let given = self.config.get(key).and_then(serde_json::Value::as_f64);
+            if given.is_some_and(|given| given != *wanted) {
+                return Err(Error::msg(format!("config: {key} is {given:?}, the model has {wanted}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Compares parameters and buffers, as they are now, with `<prefix><name>`.
+    pub fn compare_params(
+        &self,
+        report: &mut Report,
+        params: &Params,
+        prefix: &str,
+        tolerance: f64,
+    ) -> Result<()> {
+        for (name, reference) in self.with_prefix(prefix) {
+            let param = params.get(name).ok_or_else(|| Error::msg(format!("no parameter {name}")))?.value();
+            let tolerance = if param.dtype().is_float() { tolerance } else { 0.0 };
+            report.compare(&format!("{prefix}{name}"), &param, reference, tolerance)?;
+        }
+        Ok(())
+    }
+
+    /// Compares gradients with `grad.<name>`; where there is none it counts as 0.
+    pub fn compare_grads(
+        &self,
+        report: &mut Report,
+        params: &Params,
+        grads: &Gradients,
+        tolerance: f64,
+    ) -> Result<()> {
+        for (name, reference) in self.with_prefix("grad.") {
+            let param = params.get(name).ok_or_else(|| Error::msg(format!("no parameter {name}")))?;
+            let grad = match grads.get(&param) {
+                Some(grad) => grad.clone(),
+                None => reference.zeros_like()?,
+            };
+            report.compare(&format!("grad.{name}"), &grad, reference, tolerance)?;
+        }
+        Ok(())
     }
 
     /// Sets every parameter from `weight.<name>`; both sides must name the same ones.

@@ -41,16 +41,7 @@ pub fn check(golden: &Golden, report: &mut Report) -> Result<()> {
     let out = mae.forward(images, mae.mask(golden.get("input.noise")?)?)?;
     outputs(golden, report, &mae, &out)?;
     let grads = out.loss.backward()?;
-    for (name, reference) in golden.with_prefix("grad.") {
-        let param =
-            mae.params().get(name).ok_or_else(|| smalti::Error::msg(format!("no parameter {name}")))?;
-        let grad = match grads.get(&param) {
-            Some(grad) => grad.clone(),
-            None => reference.zeros_like()?,
-        };
-        report.compare(&format!("grad.{name}"), &grad, reference, tolerance::GRADIENT)?;
-    }
-    Ok(())
+    golden.compare_grads(report, mae.params(), &grads, tolerance::GRADIENT)
 }
 
 fn outputs(
@@ -65,7 +56,7 @@ fn outputs(
     report.compare("ids_keep", &masking.ids_keep, golden.get("output.ids_keep")?, 0.0)?;
     report.compare("ids_restore", &masking.ids_restore, golden.get("output.ids_restore")?, 0.0)?;
     report.compare("mask", &masking.mask, golden.get("output.mask")?, 0.0)?;
-    let embedded = mae.encoder().patch_embed().forward(images)?;
+    let embedded = mae.encoder().patches(images, true)?;
     report.compare("patch_embed", &embedded, golden.get("output.patch_embed")?, tolerance::OUTPUT)?;
     report.compare("latent", &out.latent, golden.get("output.latent")?, tolerance::OUTPUT)?;
     report.compare("pred", &out.pred, golden.get("output.pred")?, tolerance::OUTPUT)?;

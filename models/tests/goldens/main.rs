@@ -10,8 +10,12 @@ mod mae;
 mod moco;
 mod moco_monitor;
 mod moco_shuffle;
+mod moco_v3;
+mod moco_v3_2rank;
 mod nms;
 mod roi_align;
+mod simsiam;
+mod simsiam_lars;
 mod window_attention;
 
 use file::{Golden, Report};
@@ -30,8 +34,13 @@ const KINDS: &[(&str, Check)] = &[
     ("moco_shuffle", moco_shuffle::check),
     ("moco_v1", moco::check),
     ("moco_v2", moco::check),
+    ("moco_v3", moco_v3::check),
+    ("moco_v3_2rank", moco_v3_2rank::check),
+    ("moco_v3_conv", moco_v3::check),
     ("nms", nms::check),
     ("roi_align", roi_align::check),
+    ("simsiam", simsiam::check),
+    ("simsiam_lars", simsiam_lars::check),
     ("window_attention", window_attention::check),
 ];
 
@@ -59,6 +68,32 @@ pub mod tolerance {
     pub const HALF_OUTPUT: f64 = 2.0;
     /// The same of gradients.
     pub const HALF_GRADIENT: f64 = 3.0;
+    /// What stands behind several batch norms over a handful of samples, which amplify rounding (MoCo v3).
+    pub const BATCH_NORMED: f64 = 4e-4;
+    /// The loss behind them.
+    pub const BATCH_NORMED_LOSS: f64 = 5e-5;
+    /// Gradients through them.
+    pub const BATCH_NORMED_GRADIENT: f64 = 5e-4;
+    /// Running statistics, and parameters after a step.
+    pub const STATISTICS: f64 = 1e-5;
+    /// Averages of parameters.
+    pub const UPDATED: f64 = 1e-6;
+    /// Contrastive losses over ranks.
+    pub const RANKS: f64 = 3e-6;
+    /// Their gradients.
+    pub const RANKS_GRADIENT: f64 = 5e-6;
+    /// A residual network and its heads (SimSiam).
+    pub const DEEP: f64 = 5e-5;
+    /// Gradients through them.
+    pub const DEEP_GRADIENT: f64 = 2e-4;
+    /// Cosines of what comes out of it, absolute.
+    pub const COSINE: f64 = 1e-6;
+    /// The same network after a step of SGD.
+    pub const AFTER_A_STEP: f64 = 6e-4;
+    /// Cosines of what comes out of it then, absolute.
+    pub const COSINE_AFTER_A_STEP: f64 = 5e-5;
+    /// In evaluation after two.
+    pub const AFTER_TWO_STEPS: f64 = 2e-3;
     /// Tables that are computed in f64 and rounded.
     pub const TABLE: f64 = 1e-7;
 }
