@@ -98,7 +98,7 @@ macro_rules! algorithm {
 
         impl $name {
             fn rule(&self, slot: &Slot, lr: f64) -> Moments {
-                let (lr, decay) = (lr * slot.lr_scale, slot.weight_decay);
+                let (lr, decay) = (slot.rate(lr), slot.weight_decay);
                 let correction = |beta: f64| 1.0 - beta.powf(slot.steps as f64);
                 Moments {
                     betas: self.betas,

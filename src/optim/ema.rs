@@ -11,7 +11,7 @@ use crate::{
     ensure, for_real,
     nn::Param,
 };
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range};
 
 /// A running average of parameters and buffers: average = d * average + (1 - d) * value with d = `decay`, or
 /// min(decay, (1 + t) / (10 + t)) at update t = 0, 1, .. with warm-up. Half-precision values are averaged in f32;
@@ -105,19 +105,23 @@ impl Ema {
         self.updates
     }
 
-    /// Restores what [`averages`](Self::averages) and [`updates`](Self::updates) gave.
+    /// Restores what [`averages`](Self::averages) and [`updates`](Self::updates) gave, in any order: files sort names.
     ///
     /// # Errors
     /// If names or shapes do not fit; nothing has been changed then.
     #[track_caller]
     pub fn load(&mut self, averages: &[(String, Tensor)], updates: u64) -> Result<()> {
-        let fits = averages.len() == self.averages.len()
-            && self.averages.iter().zip(averages).all(|(p, (name, t))| {
-                let value = p.value();
-                p.name() == name && value.shape() == t.shape() && value.dtype() == t.dtype()
-            });
-        ensure!(fits, "ema", "the saved averages are those of another model");
-        for (p, (_, t)) in self.averages.iter().zip(averages) {
+        let saved: HashMap<&str, &Tensor> = averages.iter().map(|(name, t)| (name.as_str(), t)).collect();
+        let fitting = |p: &Param| {
+            let (value, t) = (p.value(), *saved.get(p.name())?);
+            (value.shape() == t.shape() && value.dtype() == t.dtype()).then_some(t)
+        };
+        let values: Option<Vec<&Tensor>> = self.averages.iter().map(fitting).collect();
+        let values = values.filter(|values| values.len() == averages.len());
+        let Some(values) = values else {
+            crate::bail!("ema", "the saved averages are those of another model");
+        };
+        for (p, t) in self.averages.iter().zip(values) {
             p.set(t)?;
         }
         self.updates = updates;
@@ -297,7 +301,8 @@ mod tests {
         assert_eq!(ema.averages()[1].1.item()?, 7.0);
         assert!(ema.with_average(|| Err::<(), _>(crate::Error::msg("no"))).is_err());
         assert_eq!(w.value().to_vec::<f32>()?, [5.0, -2.0]);
-        let (saved, updates) = (ema.averages(), ema.updates());
+        let (mut saved, updates) = (ema.averages(), ema.updates());
+        saved.reverse();
         let mut other = Ema::new(&params.all(), 0.75, true)?;
         other.load(&saved, updates)?;
         assert_eq!(other.averages()[0].1.to_vec::<f32>()?, [2.0, 1.0]);

@@ -12,6 +12,7 @@ use std::{
 pub struct Group {
     choose: Arc<dyn Fn(&str) -> bool + Send + Sync>,
     pub(super) lr_scale: f64,
+    pub(super) fixed_lr: Option<f64>,
     pub(super) weight_decay: Option<f64>,
     pub(super) trust: Option<bool>,
 }
@@ -19,7 +20,7 @@ pub struct Group {
 impl Group {
     /// Chooses by full name: `Group::new(|name| name.starts_with("head.")).lr_scale(10.0)`.
     pub fn new(choose: impl Fn(&str) -> bool + Send + Sync + 'static) -> Group {
-        Group { choose: Arc::new(choose), lr_scale: 1.0, weight_decay: None, trust: None }
+        Group { choose: Arc::new(choose), lr_scale: 1.0, fixed_lr: None, weight_decay: None, trust: None }
     }
 
     /// Chooses the named parameters.
@@ -31,6 +32,12 @@ impl Group {
     /// Multiplies the learning rate.
     pub fn lr_scale(self, lr_scale: f64) -> Group {
         Group { lr_scale, ..self }
+    }
+
+    /// Takes the place of the learning rate that a step is called with, which a schedule lowers: SimSiam's predictor
+    /// keeps its first one (`main_simsiam.py --fix-pred-lr`).
+    pub fn fixed_lr(self, lr: f64) -> Group {
+        Group { fixed_lr: Some(lr), ..self }
     }
 
     /// Replaces the optimizer's weight decay.

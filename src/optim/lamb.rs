@@ -77,7 +77,7 @@ impl Lamb {
             root: 1.0 / correction(self.betas.1).sqrt(),
             eps: self.eps,
             decay: slot.weight_decay,
-            lr: lr * slot.lr_scale,
+            lr: slot.rate(lr),
         }
     }
 }

@@ -101,7 +101,7 @@ impl Lars {
     /// The update without a ratio.
     fn rule(&self, slot: &Slot, lr: f64) -> Momentum {
         let old = if slot.steps == 1 { 0.0 } else { self.momentum };
-        let (decay, lr) = (slot.weight_decay, lr * slot.lr_scale);
+        let (decay, lr) = (slot.weight_decay, slot.rate(lr));
         Momentum { sign: 1.0, decay, old, new: 1.0, ahead: None, lr }
     }
 

@@ -77,7 +77,7 @@ impl Sgd {
             old: if first { 0.0 } else { self.momentum },
             new: if first { 1.0 } else { 1.0 - self.dampening },
             ahead: self.nesterov.then_some(self.momentum),
-            lr: lr * slot.lr_scale,
+            lr: slot.rate(lr),
         }
     }
 }

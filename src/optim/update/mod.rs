@@ -90,7 +90,8 @@ pub struct Stepper<A> {
 #[doc(hidden)]
 pub struct Slot {
     param: Param,
-    pub(super) lr_scale: f64,
+    lr_scale: f64,
+    fixed_lr: Option<f64>,
     pub(super) weight_decay: f64,
     /// Do LARS and LAMB scale its steps? None: as they do by themselves.
     pub(super) trust: Option<bool>,
@@ -117,14 +118,20 @@ const STEP: &str = "step";
 
 impl Slot {
     fn new(param: &Param, groups: &[Group], weight_decay: f64) -> Slot {
-        let (mut lr_scale, mut decay, mut trust) = (1.0, weight_decay, None);
+        let (mut lr_scale, mut fixed_lr, mut decay, mut trust) = (1.0, None, weight_decay, None);
         for group in groups.iter().filter(|g| g.chooses(param.name())) {
             lr_scale *= group.lr_scale;
+            fixed_lr = group.fixed_lr.or(fixed_lr);
             decay = group.weight_decay.unwrap_or(decay);
             trust = group.trust.or(trust);
         }
         let (param, steps, state) = (param.clone(), 0, Vec::new());
-        Slot { param, lr_scale, weight_decay: decay, trust, steps, moves: false, state }
+        Slot { param, lr_scale, fixed_lr, weight_decay: decay, trust, steps, moves: false, state }
+    }
+
+    /// Its learning rate in a step that is called with `lr`.
+    pub(super) fn rate(&self, lr: f64) -> f64 {
+        self.fixed_lr.unwrap_or(lr) * self.lr_scale
     }
 
     /// Number of dimensions of the parameter.

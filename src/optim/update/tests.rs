@@ -2,7 +2,7 @@ use super::*;
 use crate::{
     Rng,
     nn::Params,
-    optim::{AdamW, Lars, Sgd, no_decay_1d},
+    optim::{AdamW, Group, Lars, Sgd, no_decay_1d},
 };
 
 fn network(dtype: DType) -> Result<Params> {
@@ -108,5 +108,22 @@ fn bad_arguments() -> Result<()> {
     let mut wrong = grads(&params)?;
     wrong.insert(&params.all()[0], Tensor::ones([2], DType::F32)?);
     assert!(optimizer.step(&wrong, 0.1).is_err() && optimizer.state().is_empty());
+    Ok(())
+}
+
+/// A fixed rate does not follow that of the step; factors of other groups still count.
+#[test]
+fn a_group_with_a_rate_of_its_own() -> Result<()> {
+    let params = network(DType::F64)?;
+    let before: Vec<Vec<f64>> = params.all().iter().map(|p| p.value().to_vec()).collect::<Result<_>>()?;
+    let groups = [Group::named(["b"]).fixed_lr(0.25), Group::named(["b", "c"]).lr_scale(0.5)];
+    let mut optimizer = Sgd::default().over(&params.trained(), &groups)?;
+    optimizer.step(&grads(&params)?, 0.125)?;
+    optimizer.step(&grads(&params)?, 0.0)?;
+    for ((p, before), factor) in params.all().iter().zip(&before).zip([0.75, 0.75 * 0.75, 0.875]) {
+        for (now, before) in p.value().to_vec::<f64>()?.iter().zip(before) {
+            assert!((now - before * factor).abs() < 1e-12, "{}: {before} to {now}", p.name());
+        }
+    }
     Ok(())
 }
