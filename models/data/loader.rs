@@ -25,8 +25,11 @@ pub enum OnUnreadable {
 /// Settings of a [`Loader`].
 #[derive(Clone, Copy, Debug)]
 pub struct LoaderOptions {
-    /// Samples per batch.
+    /// Samples per batch, of this rank's part.
     pub batch_size: usize,
+    /// Number of this rank and how many ranks share each batch: rank r's part comes behind those of lower ranks.
+    /// `(0, 1)` for one that has all of it.
+    pub share: (usize, usize),
     /// A new order every epoch; otherwise that of the dataset.
     pub shuffle: bool,
     /// Leave out the last batch if it is not full.
@@ -46,6 +49,7 @@ impl Default for LoaderOptions {
     fn default() -> Self {
         LoaderOptions {
             batch_size: 64,
+            share: (0, 1),
             shuffle: true,
             drop_last: true,
             seed: 0,
@@ -125,9 +129,15 @@ impl<D: Dataset, T: Transform> Loader<D, T> {
     ///
     /// Errors: an empty dataset, a batch size of 0, `drop_last` with too few samples for one batch.
     pub fn new(dataset: D, transform: T, mut options: LoaderOptions) -> Result<Self> {
-        let (n, size) = (dataset.len(), options.batch_size);
+        let (n, size, (rank, world)) = (dataset.len(), options.batch_size, options.share);
         ensure!(n > 0, "loader", "the dataset is empty");
         ensure!(size > 0, "loader", "batch_size is 0");
+        ensure!(
+            rank < world && (world == 1 || options.drop_last),
+            "loader",
+            "rank {rank} of {world} ranks, which share full batches alone (drop_last)"
+        );
+        let size = size * world;
         ensure!(
             !options.drop_last || n >= size,
             "loader",
@@ -148,14 +158,23 @@ impl<D: Dataset, T: Transform> Loader<D, T> {
 
     /// Batches per epoch (before any is left out for want of readable samples).
     pub fn batches(&self) -> usize {
-        let (n, size) = (self.source.dataset.len(), self.source.options.batch_size);
-        if self.source.options.drop_last { n / size } else { n.div_ceil(size) }
+        let (n, options) = (self.source.dataset.len(), &self.source.options);
+        let size = options.batch_size * options.share.1;
+        if options.drop_last { n / size } else { n.div_ceil(size) }
     }
 
-    /// The order of an epoch: which sample stands where.
+    /// The order of an epoch: which sample stands where in this rank's batches.
     pub fn order(&self, epoch: u64) -> Vec<usize> {
-        let n = self.source.dataset.len();
-        if self.source.options.shuffle { self.source.stream(epoch).permutation(n) } else { (0..n).collect() }
+        let (n, options) = (self.source.dataset.len(), &self.source.options);
+        let order = if options.shuffle { self.source.stream(epoch).permutation(n) } else { (0..n).collect() };
+        match options.share {
+            (_, 1) => order,
+            (rank, world) => {
+                let own = options.batch_size;
+                let batches = order.chunks_exact(own * world);
+                batches.flat_map(|batch| batch.iter().skip(rank * own).take(own)).copied().collect()
+            }
+        }
     }
 
     /// The batches of an epoch. After an `Err` the iterator ends. It may be dropped at any time.

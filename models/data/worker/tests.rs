@@ -46,6 +46,26 @@ fn collect<L: Clone + Send + 'static>(epoch: Epoch<L>) -> Vec<Batch<L>> {
     epoch.map(Result::unwrap).collect()
 }
 
+/// The parts of two ranks, one behind the other, are the batches of one.
+#[test]
+fn ranks_share_each_batch() {
+    let options =
+        |batch_size, share| LoaderOptions { batch_size, share, seed: 4, ..LoaderOptions::default() };
+    let whole = collect(numbers(&[], options(4, (0, 1))).epoch_from(7, 1));
+    let parts = [0, 1].map(|rank| collect(numbers(&[], options(2, (rank, 2))).epoch_from(7, 1)));
+    assert_eq!((whole.len(), parts[0].len(), parts[1].len()), (1, 1, 1));
+    let [first, second] = [&parts[0][0], &parts[1][0]];
+    assert_eq!(whole[0].labels, [first.labels.clone(), second.labels.clone()].concat());
+    assert_eq!(whole[0].views[0].data, [first.views[0].data.clone(), second.views[0].data.clone()].concat());
+    let loader = |options| {
+        let dataset = Numbers { bad: HashSet::new(), panics: None };
+        Loader::new(dataset, LevelAndNoise, options).map(|_| ()).map_err(|e| e.to_string())
+    };
+    assert!(loader(options(6, (0, 2))).is_err_and(|e| e.contains("batch of 12")));
+    assert!(loader(LoaderOptions { drop_last: false, ..options(2, (0, 2)) }).is_err());
+    assert!(loader(options(2, (2, 2))).is_err());
+}
+
 #[test]
 fn the_number_of_threads_changes_nothing() {
     let batches = |threads| {
