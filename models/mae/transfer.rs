@@ -8,7 +8,6 @@ use crate::backbones::{
 use smalti::{
     CrossEntropy, Result, Rng, Tensor,
     nn::{BatchNorm, BatchNormConfig, Linear, LoadReport, Params, init, pos_embed},
-    no_grad,
 };
 
 /// Loads an autoencoder's encoder (or a fine-tuned classifier) by name into a classifier: a head of another
@@ -82,14 +81,13 @@ impl ProbeHead {
         &self.params
     }
 
-    /// Loss on a batch. The encoder is not trained, but the norm sees batch statistics, as in the official
-    /// code, where the whole model is in training mode.
+    /// Loss on features `[N, width]` of a frozen encoder. The norm sees batch statistics, as in the official code,
+    /// where the whole model is in training mode.
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn loss(&self, encoder: &VitClassifier, images: &Tensor, labels: &Tensor) -> Result<Tensor> {
-        let features = no_grad(|| encoder.features(images, None))?;
-        let logits = self.linear.forward(&self.norm.forward(&features, true)?)?;
+    pub fn loss(&self, features: &Tensor, labels: &Tensor) -> Result<Tensor> {
+        let logits = self.linear.forward(&self.norm.forward(features, true)?)?;
         logits.cross_entropy(labels, &CrossEntropy::default())
     }
 
@@ -97,8 +95,8 @@ impl ProbeHead {
     ///
     /// # Errors
     /// If shapes do not fit.
-    pub fn forward(&self, encoder: &VitClassifier, images: &Tensor) -> Result<Tensor> {
-        no_grad(|| self.linear.forward(&self.norm.forward(&encoder.features(images, None)?, false)?))
+    pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
+        self.linear.forward(&self.norm.forward(features, false)?)
     }
 }
 

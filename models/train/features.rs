@@ -1,9 +1,9 @@
 //! From a checkpoint and a recipe to features of training and test images.
 
 use super::{
-    Recipe,
+    Encoder, Recipe,
     recipe::Source,
-    source::{self, normalized},
+    source::{self, normalization},
 };
 use crate::{
     backbones::vit::{Pool, VitClassifier},
@@ -60,16 +60,16 @@ pub type Labelled = Box<dyn Iterator<Item = Result<(Tensor, Vec<i64>)>>>;
 /// # Errors
 /// If there are no images, or no classes where a folder should have them.
 pub fn batches(recipe: &Recipe, split: Split) -> Result<Labelled> {
-    let dims = recipe.model.dims()?;
-    let size = dims.img_size as u32;
+    let size = recipe.model.img_size() as u32;
     match recipe.data.source {
         Source::Digits => {
             let split = if split == Split::Train { DigitsSplit::Train } else { DigitsSplit::Test };
-            in_order(Digits::open(split)?, presets::digits(size, dims.in_chans, None)?)
+            in_order(Digits::open(split)?, presets::digits(size, recipe.model.in_chans(), None)?)
         }
         Source::Folder => {
             let short = if size > 224 { size } else { (f64::from(size) / 0.875) as u32 };
-            let pipeline = normalized(&dims)?.then(augment::ResizeCenterCrop::new(short, size));
+            let pipeline =
+                Pipeline::new(normalization(recipe)?).then(augment::ResizeCenterCrop::new(short, size));
             in_order(labelled(recipe, split)?, pipeline)
         }
     }
@@ -88,8 +88,8 @@ fn in_order(dataset: impl Dataset<Label = i64>, pipeline: Pipeline) -> Result<La
 ///
 /// # Errors
 /// As [`batches`].
-pub fn features(model: &VitClassifier, recipe: &Recipe, split: Split) -> Result<Features> {
-    Features::extract(batches(recipe, split)?, |images| model.features(images, None))
+pub fn features(encoder: &Encoder, recipe: &Recipe, split: Split) -> Result<Features> {
+    Features::extract(batches(recipe, split)?, |images| encoder.features(images))
 }
 
 /// Raw levels of the digits, 0 to 1.

@@ -1,17 +1,17 @@
 //! Pre-training of a masked autoencoder as a [`Task`].
 
 use super::{
-    Recipe, RunDir,
+    Recipe,
     grid::{fold_rows, grid},
-    source::{self, Samples},
-    trainer::{At, Task},
+    method::{self, INIT_STREAM, Method},
+    recipe::Job,
+    source::{self, Labelled, Samples},
+    trainer::{At, Loss, Task},
 };
 use crate::{data::Batch, mae::Mae};
 use image::RgbImage;
-use smalti::{Result, Rng, Tensor, io, nn::Params};
+use smalti::{Result, Rng, Tensor, comm::Comm, nn::Params};
 
-/// The stream of the seed that initialises the model.
-const INIT_STREAM: u64 = 0x696E_6974;
 /// The stream of the seed that masks the preview.
 const PREVIEW_STREAM: u64 = 0x7072_6576;
 /// Images of the preview, and how many of them stand side by side.
@@ -26,40 +26,24 @@ pub struct MaeTask {
     seed: u64,
 }
 
-impl MaeTask {
-    /// The model of a recipe with its first weights.
-    ///
-    /// # Errors
-    /// If its sizes do not fit together, or there are no images.
-    pub fn new(recipe: &Recipe) -> Result<MaeTask> {
-        let mae = MaeTask::untrained(recipe)?;
+impl Method for MaeTask {
+    const NAME: &'static str = "MAE";
+    const JOB: Job = Job::Mae;
+
+    fn new(recipe: &Recipe, _: &Comm) -> Result<MaeTask> {
+        let mae = Mae::new(&recipe.model.dims()?.mae(), &mut Rng::new(recipe.seed).stream(INIT_STREAM))?;
         Ok(MaeTask { mae, samples: Samples::of(recipe, PREVIEW.0)?, seed: recipe.seed })
     }
 
-    /// The model as training finds it.
-    ///
-    /// # Errors
-    /// If its sizes do not fit together.
-    pub fn untrained(recipe: &Recipe) -> Result<Mae> {
-        Mae::new(&recipe.model.dims()?.mae(), &mut Rng::new(recipe.seed).stream(INIT_STREAM))
+    fn batches(recipe: &mut Recipe, comm: &Comm) -> Result<Labelled> {
+        source::pretraining(recipe, comm)
     }
 
-    /// The model.
-    pub fn mae(&self) -> &Mae {
-        &self.mae
-    }
-
-    /// Writes `model.safetensors`, all of it, and `encoder.safetensors` without the decoder, both with the recipe
-    /// in the metadata.
-    ///
-    /// # Errors
-    /// If they cannot be written.
-    pub fn save(&self, recipe: &Recipe, run: &RunDir) -> Result<()> {
-        let metadata = [("recipe".to_owned(), recipe.to_toml()?)];
+    /// All but the decoder.
+    fn encoder(&self) -> Vec<(String, Tensor)> {
         let mut tensors = self.mae.params().tensors();
-        io::save_safetensors(run.file("model.safetensors"), &tensors, &metadata)?;
         tensors.retain(|(name, _)| !name.starts_with("decoder") && name != "mask_token");
-        io::save_safetensors(run.file("encoder.safetensors"), &tensors, &metadata)
+        tensors
     }
 }
 
@@ -70,10 +54,14 @@ impl Task for MaeTask {
         self.mae.params()
     }
 
-    fn loss(&self, batch: &Batch, at: &At) -> Result<Tensor> {
+    fn loss(&self, batch: &Batch, at: &At) -> Result<Loss> {
         let images = source::tensor(&batch.views[0])?;
         let masking = self.mae.random_mask(batch.labels.len(), &mut at.rng.clone())?;
-        Ok(self.mae.forward(&images, masking)?.loss)
+        Ok(self.mae.forward(&images, masking)?.loss.into())
+    }
+
+    fn inputs<'b>(&self, batch: &'b Batch) -> Vec<(String, &'b [f32])> {
+        method::views(batch)
     }
 
     /// Original, what the encoder sees, reconstruction: the visible patches with the predicted ones between them.

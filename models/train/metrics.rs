@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use smalti::{Error, Result};
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions},
     io::Write,
     path::{Path, PathBuf},
@@ -19,6 +20,9 @@ pub struct Record {
     pub loss: f64,
     /// Learning rate of this step.
     pub lr: f64,
+    /// Means since the line before of what else the task watches, by name.
+    #[serde(flatten)]
+    pub monitored: BTreeMap<String, f64>,
     /// Images a second since the line before.
     pub images_per_second: f64,
     /// Seconds of training, those before an interruption included.
@@ -106,6 +110,7 @@ mod tests {
             epoch: 0.1,
             loss: 1.0 / 3.0,
             lr: 1e-3,
+            monitored: [("acc1".to_owned(), 0.1)].into(),
             images_per_second: 9.0,
             seconds: 2.0,
         };

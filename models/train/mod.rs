@@ -1,23 +1,40 @@
 //! Training runs: recipe, loop, log, pictures, checkpoints.
 
 mod canvas;
+mod encoder;
 pub mod features;
+mod flip_task;
 pub mod grid;
 mod mae_task;
+mod method;
 pub mod metrics;
+mod moco_task;
+mod moco_v3_task;
+mod optimizer;
 pub mod plot;
 pub mod progress;
+mod rate;
 pub mod recipe;
 pub mod run_dir;
 pub mod sheet;
+mod simsiam_task;
 pub mod source;
 pub mod trainer;
 mod transfer;
+pub mod zero_shot;
 
+pub use encoder::Encoder;
+pub use flip_task::FlipTask;
 pub use mae_task::MaeTask;
+pub use method::Method;
 pub use metrics::Metrics;
+pub use moco_task::MocoTask;
+pub use moco_v3_task::MocoV3Task;
+pub use optimizer::optimizer;
 pub use progress::Progress;
+pub use rate::Rate;
 pub use recipe::Recipe;
 pub use run_dir::RunDir;
-pub use trainer::{Batches, Outcome, Output, Settings, Task, Trainer, optimizer};
+pub use simsiam_task::SimSiamTask;
+pub use trainer::{Batches, Outcome, Output, Settings, Task, Trainer};
 pub use transfer::{Classifier, FinetuneTask, ProbeTask};

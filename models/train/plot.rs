@@ -80,6 +80,7 @@ mod tests {
             epoch: step as f64 / 10.0,
             loss: loss(step),
             lr: 0.1,
+            monitored: Default::default(),
             images_per_second: 1.0,
             seconds: 1.0,
         };

@@ -1,5 +1,6 @@
 //! What a person sees while a run goes on: a bar on a terminal, else a line every ten seconds.
 
+use super::metrics::Record;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::{
     io::IsTerminal,
@@ -43,12 +44,14 @@ impl Progress {
         Progress { kind: Kind::Silent, total: 0, first: 0, start: Instant::now() }
     }
 
-    /// `done` steps are done.
-    pub fn update(&mut self, done: u64, epoch: f64, loss: f64, lr: f64, images_per_second: f64) {
+    /// Shows how the run stands.
+    pub fn update(&mut self, record: &Record) {
+        let done = record.step;
         let message = || {
-            let eta = clock(self.remaining(done));
+            let Record { epoch, loss, lr, images_per_second, .. } = record;
+            let (watched, eta) = (watched(record), clock(self.remaining(done)));
             format!(
-                "epoch {epoch:.1}  loss {loss:.4}  lr {lr:.2e}  {images_per_second:.0} images/s  ETA {eta}"
+                "epoch {epoch:.1}  loss {loss:.4}{watched}  lr {lr:.2e}  {images_per_second:.0} images/s  ETA {eta}"
             )
         };
         match &self.kind {
@@ -84,6 +87,15 @@ impl Progress {
         let here = done.saturating_sub(self.first).max(1);
         self.start.elapsed().mul_f64(self.total.saturating_sub(done) as f64 / here as f64)
     }
+}
+
+/// `  acc1 93.1  std 0.0442`
+fn watched(record: &Record) -> String {
+    let show = |(name, value): (&String, &f64)| match value.abs() {
+        1.0.. => format!("  {name} {value:.1}"),
+        _ => format!("  {name} {value:.4}"),
+    };
+    record.monitored.iter().map(show).collect()
 }
 
 /// 1:02:03 or 2:03

@@ -1,20 +1,22 @@
 //! What is done with a pre-trained encoder, as [`Task`]s: fine-tuning, and the linear probe of the papers.
 
 use super::{
-    Recipe, source,
-    trainer::{At, Task},
+    Encoder, Recipe, method, source,
+    trainer::{At, Loss, Task},
 };
 use crate::{
-    backbones::vit::VitClassifier,
+    backbones::vit::{Pool, VitClassifier},
     data::{
         Batch,
         augment::{MixUp, soft_targets},
     },
+    evaluate::LinearClassifier,
     mae::transfer::{ProbeHead, finetune_loss},
 };
 use smalti::{
     Result, Rng, Tensor,
     nn::Params,
+    no_grad,
     optim::{Group, layer_decay},
 };
 
@@ -25,6 +27,14 @@ pub trait Classifier {
     /// # Errors
     /// If shapes do not fit.
     fn logits(&self, images: &Tensor) -> Result<Tensor>;
+
+    /// Looks after training at what must not have changed in it.
+    ///
+    /// # Errors
+    /// If it did.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A classifier with the regularisation of a recipe: drop path, mixup, CutMix, label smoothing.
@@ -77,9 +87,13 @@ impl Task for FinetuneTask {
         self.model.params()
     }
 
-    fn loss(&self, batch: &Batch, at: &At) -> Result<Tensor> {
+    fn loss(&self, batch: &Batch, at: &At) -> Result<Loss> {
         let (images, targets) = self.mixed(batch, at)?;
-        finetune_loss(&self.model, &images, &targets, &mut at.rng.clone())
+        Ok(finetune_loss(&self.model, &images, &targets, &mut at.rng.clone())?.into())
+    }
+
+    fn inputs<'b>(&self, batch: &'b Batch) -> Vec<(String, &'b [f32])> {
+        method::views(batch)
     }
 }
 
@@ -90,20 +104,38 @@ impl Classifier for FinetuneTask {
 }
 
 /// A linear classifier on a frozen encoder.
-pub struct ProbeTask {
-    encoder: VitClassifier,
-    head: ProbeHead,
+pub enum ProbeTask {
+    /// As MAE has it: behind a norm.
+    Normed {
+        /// What is not trained.
+        encoder: Box<Encoder>,
+        /// What is.
+        head: ProbeHead,
+    },
+    /// As MoCo, MoCo v3 and SimSiam have it.
+    Plain(Box<LinearClassifier>),
 }
 
 impl ProbeTask {
-    /// A new head on `encoder`.
+    /// A new head, of the kind that the recipe asks for, on the encoder that stands among `tensors`. `pool`: what a
+    /// transformer's features are behind a norm; without it they are the class token.
     ///
     /// # Errors
-    /// None in practice.
-    pub fn new(recipe: &Recipe, encoder: VitClassifier, classes: usize) -> Result<ProbeTask> {
-        let width = encoder.encoder().config().embed_dim;
-        let head = ProbeHead::new(width, classes, &mut Rng::new(recipe.seed).stream(0x7072_6F62))?;
-        Ok(ProbeTask { encoder, head })
+    /// If a part of the encoder is missing or has another shape.
+    pub fn new(
+        recipe: &Recipe,
+        tensors: Vec<(String, Tensor)>,
+        classes: usize,
+        pool: Pool,
+    ) -> Result<ProbeTask> {
+        let mut rng = Rng::new(recipe.seed).stream(0x7072_6F62);
+        if !recipe.probe.norm {
+            let model = LinearClassifier::new(&recipe.backbone()?, classes, tensors, &mut rng)?;
+            return Ok(ProbeTask::Plain(Box::new(model)));
+        }
+        let encoder = Box::new(Encoder::load(recipe, tensors, pool)?);
+        let head = ProbeHead::new(encoder.width(), classes, &mut rng)?;
+        Ok(ProbeTask::Normed { encoder, head })
     }
 }
 
@@ -111,17 +143,41 @@ impl Task for ProbeTask {
     type Batch = Batch;
 
     fn params(&self) -> &Params {
-        self.head.params()
+        match self {
+            ProbeTask::Normed { head, .. } => head.params(),
+            ProbeTask::Plain(model) => model.params(),
+        }
     }
 
-    fn loss(&self, batch: &Batch, _: &At) -> Result<Tensor> {
+    fn loss(&self, batch: &Batch, _: &At) -> Result<Loss> {
         let labels = Tensor::from_slice(&batch.labels, [batch.labels.len()])?;
-        self.head.loss(&self.encoder, &source::tensor(&batch.views[0])?, &labels)
+        let images = source::tensor(&batch.views[0])?;
+        let loss = match self {
+            ProbeTask::Normed { encoder, head } => {
+                head.loss(&no_grad(|| encoder.features(&images))?, &labels)?
+            }
+            ProbeTask::Plain(model) => model.loss(&images, &labels)?,
+        };
+        Ok(loss.into())
+    }
+
+    fn inputs<'b>(&self, batch: &'b Batch) -> Vec<(String, &'b [f32])> {
+        method::views(batch)
     }
 }
 
 impl Classifier for ProbeTask {
     fn logits(&self, images: &Tensor) -> Result<Tensor> {
-        self.head.forward(&self.encoder, images)
+        match self {
+            ProbeTask::Normed { encoder, head } => no_grad(|| head.forward(&encoder.features(images)?)),
+            ProbeTask::Plain(model) => no_grad(|| model.forward(images)),
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        match self {
+            ProbeTask::Normed { .. } => Ok(()),
+            ProbeTask::Plain(model) => model.check_frozen(),
+        }
     }
 }

@@ -4,14 +4,23 @@
 //! `section.key=value`. A key that does not exist is an error that names the nearest one that does.
 
 mod check;
+mod methods;
 mod model;
 mod sections;
 mod text;
 
+pub use methods::{Flip, Moco, MocoV3, Probe, ResNet, SimSiam, ViewKind, Views};
 pub use model::{Dims, Model, Size};
-pub use sections::{Data, Finetune, Optim, Optimizer, Precision, Run, Schedule, Source};
+pub use sections::{
+    Curve, Data, Finetune, Normalization, Optim, Optimizer, Precision, Run, Schedule, Source,
+};
 pub use text::nearest;
 
+use crate::{
+    backbones::{BackboneConfig, resnet::ResNetConfig},
+    data::Tokenizer,
+    flip::FlipConfig,
+};
 use serde::{Deserialize, Serialize};
 use smalti::{Error, Result};
 use std::path::Path;
@@ -39,6 +48,41 @@ builtin!(
     "mae_finetune_vit_base",
     "mae_finetune_vit_large",
     "mae_finetune_vit_huge",
+    "flip_digits",
+    "flip_vit_base",
+    "flip_vit_large",
+    "flip_vit_huge",
+    "flip_tune_vit_base",
+    "flip_tune_vit_large",
+    "flip_tune_vit_huge",
+    "flip_linear_probe_vit_base",
+    "flip_linear_probe_vit_large",
+    "flip_linear_probe_vit_huge",
+    "moco_cifar10",
+    "moco_digits",
+    "moco_linear_probe_resnet50",
+    "moco_v1_resnet50",
+    "moco_v2_digits",
+    "moco_v2_resnet50",
+    "moco_v2_resnet50_800ep",
+    "moco_v3_digits",
+    "moco_v3_linear_probe_resnet50",
+    "moco_v3_linear_probe_vit_base",
+    "moco_v3_linear_probe_vit_conv_base",
+    "moco_v3_linear_probe_vit_conv_small",
+    "moco_v3_linear_probe_vit_small",
+    "moco_v3_resnet50",
+    "moco_v3_resnet50_1000ep",
+    "moco_v3_resnet50_300ep",
+    "moco_v3_vit_base",
+    "moco_v3_vit_conv_base",
+    "moco_v3_vit_conv_small",
+    "moco_v3_vit_small",
+    "simsiam_cifar10",
+    "simsiam_digits",
+    "simsiam_linear_probe_resnet50",
+    "simsiam_resnet50",
+    "simsiam_resnet50_256",
 );
 
 /// What a recipe is for.
@@ -47,10 +91,33 @@ builtin!(
 pub enum Job {
     /// Pre-training of a masked autoencoder.
     Mae,
+    /// Pre-training by momentum contrast with a queue, v1 or v2.
+    Moco,
+    /// Pre-training by momentum contrast within the batch.
+    MocoV3,
+    /// Pre-training by two views that predict one another.
+    Simsiam,
+    /// Pre-training by contrast of images and captions, with masked images.
+    Flip,
     /// Training a linear classifier on frozen features.
     LinearProbe,
     /// Training a classifier and the encoder under it.
     Finetune,
+}
+
+impl Job {
+    /// As recipes have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Job::Mae => "mae",
+            Job::Moco => "moco",
+            Job::MocoV3 => "moco-v3",
+            Job::Simsiam => "simsiam",
+            Job::Flip => "flip",
+            Job::LinearProbe => "linear-probe",
+            Job::Finetune => "finetune",
+        }
+    }
 }
 
 /// A whole recipe.
@@ -76,6 +143,27 @@ pub struct Recipe {
     /// Regularisation of fine-tuning.
     #[serde(default)]
     pub finetune: Finetune,
+    /// The head of a linear probe.
+    #[serde(default)]
+    pub probe: Probe,
+    /// A residual network in place of the transformer.
+    #[serde(default)]
+    pub resnet: Option<ResNet>,
+    /// The two views of contrastive methods.
+    #[serde(default)]
+    pub views: Option<Views>,
+    /// MoCo v1 and v2.
+    #[serde(default)]
+    pub moco: Option<Moco>,
+    /// MoCo v3.
+    #[serde(default)]
+    pub moco_v3: Option<MocoV3>,
+    /// SimSiam.
+    #[serde(default)]
+    pub simsiam: Option<SimSiam>,
+    /// FLIP, and CLIP.
+    #[serde(default)]
+    pub flip: Option<Flip>,
 }
 
 impl Recipe {
@@ -122,12 +210,62 @@ impl Recipe {
         Ok(recipe)
     }
 
+    /// Checks a recipe again that was changed after it was loaded.
+    ///
+    /// # Errors
+    /// If a value is out of range or says nothing to the job; the message names the key.
+    pub fn recheck(&self) -> Result<()> {
+        self.check().map_err(|message| Error::msg(format!("recipe: {message}")))
+    }
+
     /// As a TOML text with every value that is not left to its default.
     ///
     /// # Errors
     /// None in practice.
     pub fn to_toml(&self) -> Result<String> {
         toml::to_string(self).map_err(|e| Error::msg(format!("recipe: {e}")))
+    }
+
+    /// The network that contrastive methods train: that of `[resnet]`, or else `[model]`'s transformer.
+    ///
+    /// # Errors
+    /// If sizes are missing.
+    pub fn backbone(&self) -> Result<BackboneConfig> {
+        Ok(match &self.resnet {
+            Some(resnet) => BackboneConfig::ResNet(resnet.config(self.model.in_chans())?),
+            None => BackboneConfig::Vit(self.model.dims()?.vit()),
+        })
+    }
+
+    /// The residual network of a recipe that must have one.
+    ///
+    /// # Errors
+    /// If it has none, or sizes are missing.
+    pub fn resnet(&self) -> Result<ResNetConfig> {
+        match &self.resnet {
+            Some(resnet) => resnet.config(self.model.in_chans()),
+            None => Err(Error::msg("recipe: [resnet] is missing")),
+        }
+    }
+
+    /// The model of a recipe for FLIP.
+    ///
+    /// # Errors
+    /// If it has no `[flip]`, or sizes are missing.
+    pub fn flip(&self) -> Result<FlipConfig> {
+        Ok(self.flip_section()?.config(&self.model.dims()?))
+    }
+
+    /// The tokenizer of a recipe for FLIP.
+    ///
+    /// # Errors
+    /// If it has no `[flip]`, or files of the vocabulary cannot be read.
+    pub fn tokenizer(&self) -> Result<Tokenizer> {
+        self.flip_section()?.tokenizer()
+    }
+
+    fn flip_section(&self) -> Result<&Flip> {
+        self.flip.as_ref().ok_or_else(|| Error::msg("recipe: [flip] is missing"))
     }
 
     /// Images that make one step of the optimizer.
@@ -142,90 +280,4 @@ impl Recipe {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn digits(overrides: &[&str]) -> Result<Recipe> {
-        let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
-        Recipe::load("mae_digits", &overrides)
-    }
-
-    fn message(result: Result<Recipe>) -> String {
-        result.unwrap_err().to_string()
-    }
-
-    #[test]
-    fn every_builtin_recipe_parses_and_survives_writing() {
-        for (name, _) in BUILTIN {
-            let recipe = Recipe::load(name, &[]).unwrap();
-            let again = Recipe::parse(Path::new("again"), &recipe.to_toml().unwrap(), &[]).unwrap();
-            assert_eq!(recipe, again, "{name}");
-        }
-    }
-
-    /// mae.md's table: the peak learning rates that the paper's repository names for its batch sizes.
-    #[test]
-    fn the_papers_recipes() {
-        for (name, lr, batch) in [
-            ("mae_pretrain_vit_base", 2.4e-3, 4096),
-            ("mae_finetune_vit_base", 2e-3, 1024),
-            ("mae_finetune_vit_large", 4e-3, 1024),
-            ("mae_linear_probe_vit_base", 6.4, 16384),
-        ] {
-            let recipe = Recipe::load(name, &[]).unwrap();
-            assert!((recipe.peak_lr() / lr - 1.0).abs() < 1e-9, "{name}: {}", recipe.peak_lr());
-            assert_eq!(recipe.effective_batch(), batch, "{name}");
-        }
-        let huge = Recipe::load("mae_pretrain_vit_huge", &[]).unwrap();
-        let dims = huge.model.dims().unwrap();
-        assert_eq!((dims.patch_size, dims.embed_dim, dims.depth, dims.num_heads), (14, 1280, 32, 16));
-        assert_eq!(
-            (huge.optim.betas, huge.schedule.epochs, huge.schedule.warmup_epochs),
-            ([0.9, 0.95], 1600, 40.0)
-        );
-    }
-
-    #[test]
-    fn overrides_are_typed() {
-        let recipe =
-            digits(&["optim.base_lr=1e-3", "schedule.epochs=3", "schedule.warmup_epochs=1", "seed=7"])
-                .unwrap();
-        assert_eq!((recipe.optim.base_lr, recipe.schedule.epochs, recipe.seed), (1e-3, 3, 7));
-        let recipe = digits(&["data.source=folder", "data.folder=/some/where", "model.size=large"]).unwrap();
-        assert_eq!((recipe.data.source, recipe.data.folder.unwrap()), (Source::Folder, "/some/where".into()));
-        assert!(
-            message(digits(&["optim.base_lr=fast"]))
-                .contains("--set optim.base_lr=fast: optim.base_lr: invalid type")
-        );
-        assert!(message(digits(&["optim.base_rl=1"])).contains("did you mean `base_lr`?"));
-        assert!(message(digits(&["optim.optimizer=adam"])).contains("did you mean `adamw`?"));
-        assert!(message(digits(&["schedule.epochs=-1"])).contains("schedule.epochs"));
-        assert!(message(digits(&["schedule.epochs=0"])).contains("schedule.epochs is 0"));
-        assert!(message(digits(&["model.mask_ratio=1.5"])).contains("model.mask_ratio"));
-        for bad in ["optim.base_lr", "=1", "optim..x=1", "optim.base_lr.x=1"] {
-            assert!(message(digits(&[bad])).starts_with(&format!("--set {bad}: ")), "{bad}");
-        }
-    }
-
-    #[test]
-    fn typos_name_file_line_and_key() {
-        let good = BUILTIN[0].1;
-        let parse = |text: &str| message(Recipe::parse(Path::new("my.toml"), text, &[]));
-        let line = good.lines().position(|l| l.starts_with("base_lr")).unwrap() + 1;
-        let typo = parse(&good.replacen("base_lr", "base_lrr", 1));
-        assert_eq!(
-            typo,
-            format!("my.toml: line {line}: optim.base_lrr: unknown key `base_lrr`; did you mean `base_lr`?")
-        );
-        assert!(parse(&good.replacen("[optim]", "[optimizer]", 1)).contains("did you mean `optim`?"));
-        assert!(parse("job = \"mae\"").contains("missing field"));
-        assert!(parse("job = ").contains("line 1"));
-        assert!(parse(&good.replacen("job = \"mae\"", "job = 3", 1)).starts_with("my.toml: line"));
-    }
-
-    #[test]
-    fn unknown_names() {
-        assert!(message(Recipe::load("mae_digit", &[])).contains("did you mean `mae_digits`?"));
-        assert!(message(Recipe::load("no/such/file.toml", &[])).starts_with("no/such/file.toml: "));
-    }
-}
+mod tests;

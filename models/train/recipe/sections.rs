@@ -1,5 +1,6 @@
 //! What a recipe says beside the network.
 
+use crate::train::trainer::Length;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -11,6 +12,17 @@ pub enum Source {
     Digits,
     /// A folder of images; in class folders where labels are needed.
     Folder,
+}
+
+/// Mean and deviation of the channels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Normalization {
+    /// ImageNet's; of its grey value for one channel.
+    #[default]
+    Imagenet,
+    /// CIFAR-10's.
+    Cifar10,
 }
 
 /// Images and their augmentation.
@@ -39,6 +51,9 @@ pub struct Data {
     /// Digits: scaling, up to this share smaller or larger.
     #[serde(default)]
     pub zoom: f64,
+    /// Folders: what the channels are normalised by.
+    #[serde(default)]
+    pub normalize: Normalization,
 }
 
 impl Data {
@@ -58,8 +73,10 @@ pub enum Optimizer {
     AdamW,
     /// SGD with momentum
     Sgd,
-    /// LARS
+    /// LARS as MAE's linear probe and MoCo v3 have it: matrices alone get the trust ratio and the decay
     Lars,
+    /// LARS as SimSiam's linear probe has it (apex's LARC without clipping): all parameters get the trust ratio
+    Larc,
     /// LAMB
     Lamb,
 }
@@ -89,9 +106,12 @@ pub struct Optim {
     /// Momentum of SGD and LARS.
     #[serde(default = "Optim::momentum")]
     pub momentum: f64,
-    /// Decay of weights; biases and norms are left alone.
+    /// Decay of weights.
     #[serde(default)]
     pub weight_decay: f64,
+    /// Decay biases, and gains and shifts of norms, too: all that has one dimension.
+    #[serde(default)]
+    pub decay_norms: bool,
     /// Factor on the learning rate from each layer to the one below.
     #[serde(default = "Optim::one")]
     pub layer_decay: f64,
@@ -124,18 +144,58 @@ impl Optim {
     }
 }
 
-/// How long, and the learning rate over time: linear warm-up from 0, then half a cosine down to `min_lr`.
+/// The learning rate behind the warm-up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Curve {
+    /// Half a cosine down to `min_lr`, a little further in every step.
+    #[default]
+    Cosine,
+    /// The same in steps of whole epochs, as MoCo v1, v2 and SimSiam have it.
+    CosinePerEpoch,
+    /// Times `gamma` at each of `milestones`.
+    Milestones,
+}
+
+/// How long, and the learning rate over time: linear warm-up from 0, then a curve.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Schedule {
-    /// Passes over the data.
+    /// Passes over the data; 0 if `steps` says how long.
+    #[serde(default)]
     pub epochs: usize,
-    /// Of these, epochs of warm-up.
+    /// Steps of the optimizer, in place of `epochs`.
+    #[serde(default)]
+    pub steps: u64,
+    /// Epochs of warm-up.
     #[serde(default)]
     pub warmup_epochs: f64,
-    /// Learning rate at the end.
+    /// Steps of warm-up, in place of `warmup_epochs`.
+    #[serde(default)]
+    pub warmup_steps: u64,
+    /// What follows.
+    #[serde(default)]
+    pub curve: Curve,
+    /// Epochs from which on another `gamma` counts.
+    #[serde(default)]
+    pub milestones: Vec<usize>,
+    /// Factor at each milestone.
+    #[serde(default = "Schedule::gamma")]
+    pub gamma: f64,
+    /// Learning rate at the end of a cosine.
     #[serde(default)]
     pub min_lr: f64,
+}
+
+impl Schedule {
+    fn gamma() -> f64 {
+        0.1
+    }
+
+    /// How long the run is.
+    pub fn length(&self) -> Length {
+        if self.steps > 0 { Length::Steps(self.steps) } else { Length::Epochs(self.epochs) }
+    }
 }
 
 /// What is written, and when.
@@ -146,13 +206,16 @@ pub struct Run {
     pub log_every: usize,
     /// Epochs from one checkpoint to the next.
     pub checkpoint_every: usize,
-    /// Epochs from one set of pictures (loss curve, reconstructions) to the next.
+    /// Epochs from one set of pictures (loss curve, reconstructions or views) to the next.
     pub preview_every: usize,
+    /// Ranks, as threads of the process, that share each batch; each has a copy of the model and a share of the
+    /// threads. For pre-training.
+    pub ranks: usize,
 }
 
 impl Default for Run {
     fn default() -> Self {
-        Run { log_every: 10, checkpoint_every: 20, preview_every: 20 }
+        Run { log_every: 10, checkpoint_every: 20, preview_every: 20, ranks: 1 }
     }
 }
 

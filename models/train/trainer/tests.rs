@@ -1,13 +1,21 @@
 use super::*;
+use crate::train::{
+    Recipe, optimizer,
+    recipe::{Optimizer as Kind, Precision},
+};
 use smalti::{DType, nn::Param};
 use std::{path::Path, sync::atomic::AtomicU64};
 
-/// Least squares with a random part of the inputs switched off, so that the steps' random numbers count.
+/// Least squares with a random part of the inputs switched off, so that the steps' random numbers count. Each loss
+/// counts in a buffer, as a queue or running statistics would, and a weight has an upper bound.
 struct Regression {
     params: Params,
     weight: Param,
+    count: Param,
     /// From this step on the loss is NaN.
     broken_from: u64,
+    /// After this step the weight is NaN.
+    poisoned_after: u64,
     /// Sets the flag at this step, as Ctrl-C would.
     interrupt_at: u64,
     flag: AtomicBool,
@@ -18,9 +26,12 @@ impl Regression {
     fn new() -> Result<Regression> {
         let params = Params::new();
         let weight = params.param("weight", Tensor::zeros([4], DType::F32)?)?;
+        let count = params.buffer("count", Tensor::scalar(0.0))?;
         let flag = AtomicBool::new(false);
         let seen = AtomicU64::new(0);
-        Ok(Regression { params, weight, broken_from: u64::MAX, interrupt_at: u64::MAX, flag, seen })
+        let never = u64::MAX;
+        let (broken_from, poisoned_after, interrupt_at) = (never, never, never);
+        Ok(Regression { params, weight, count, broken_from, poisoned_after, interrupt_at, flag, seen })
     }
 }
 
@@ -31,7 +42,7 @@ impl Task for Regression {
         &self.params
     }
 
-    fn loss(&self, (x, y): &Self::Batch, at: &At) -> Result<Tensor> {
+    fn loss(&self, (x, y): &Self::Batch, at: &At) -> Result<Loss> {
         let mut rng = at.rng;
         self.seen.fetch_add(1, Ordering::Relaxed);
         if at.step == self.interrupt_at {
@@ -40,13 +51,33 @@ impl Task for Regression {
         let keep = Tensor::rand([4], &mut rng)?.add_scalar(0.5)?;
         let error = x.mul(&keep)?.mul(&self.weight.get())?.sum(1)?.sub(y)?;
         let loss = error.mul(&error)?.mean(())?;
-        if at.step >= self.broken_from { loss.mul_scalar(f64::NAN) } else { Ok(loss) }
+        let value = if at.step >= self.broken_from { loss.mul_scalar(f64::NAN)? } else { loss };
+        self.count.update(|count| count.add_scalar(1.0))?;
+        Ok(Loss {
+            value,
+            monitored: vec![("count", self.count.value()), ("done", Tensor::scalar(at.done as f32))],
+        })
+    }
+
+    fn after_step(&self) -> Result<()> {
+        self.weight.update(|w| w.clamp(-10.0, BOUND))?;
+        if self.count.value().item()? / 2.0 >= self.poisoned_after as f64 {
+            self.weight.update(|w| w.mul_scalar(f64::NAN))?;
+        }
+        Ok(())
+    }
+
+    fn inputs<'b>(&self, _: &'b Self::Batch) -> Vec<(String, &'b [f32])> {
+        vec![("view".into(), &[0.0, 1.0])]
     }
 
     fn preview(&self) -> Result<Option<RgbImage>> {
         Ok(Some(RgbImage::new(2, 2)))
     }
 }
+
+/// Below the least-squares weights of 1, 3 and 0.5.
+const BOUND: f64 = 0.25;
 
 struct Points;
 
@@ -92,15 +123,19 @@ fn output(folder: &Path, recipe: &Recipe) -> Result<Output> {
     Output::create(run, "loss".into())
 }
 
-/// What has to be equal: weights, averages, and (step, epoch, loss, lr) of the log, by bits.
-type Fingerprint = (Vec<u32>, Vec<u32>, Vec<(u64, u64, u64, u64)>);
+/// What has to be equal: weights, averages, and the log but for times, by bits.
+type Fingerprint = (Vec<u32>, Vec<u32>, Vec<[u64; 6]>);
 
 fn fingerprint(trainer: &Trainer<Regression>, output: &Output) -> Result<Fingerprint> {
     let bits =
         |t: &Tensor| -> Result<Vec<u32>> { Ok(t.to_vec::<f32>()?.into_iter().map(f32::to_bits).collect()) };
     let average = &trainer.ema().unwrap().averages()[0].1;
     let log = super::super::metrics::read(&output.run.metrics())?;
-    let log = log.iter().map(|r| (r.step, r.epoch.to_bits(), r.loss.to_bits(), r.lr.to_bits())).collect();
+    let line = |r: &Record| {
+        let [epoch, loss, lr] = [r.epoch, r.loss, r.lr].map(f64::to_bits);
+        [r.step, epoch, loss, lr, r.monitored["count"].to_bits(), r.monitored["done"].to_bits()]
+    };
+    let log = log.iter().map(line).collect();
     Ok((bits(&trainer.task.weight.value())?, bits(average)?, log))
 }
 
@@ -115,7 +150,13 @@ fn an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit() -> Resu
     assert_eq!((first.step(), first.total(&Points)?), (18, 18), "three steps of two micro-batches an epoch");
     assert!(out.run.file("loss.png").exists() && out.run.file("preview.png").exists());
     let expected = fingerprint(&first, &out)?;
-    assert!(expected.2.first().unwrap().2 > expected.2.last().unwrap().2, "the loss falls");
+    let (head, tail) = (expected.2.first().unwrap(), expected.2.last().unwrap());
+    assert!(head[2] > tail[2], "the loss falls");
+    // the first line is of four steps with two losses each, 1 to 8; the last of two steps, 33 to 36
+    assert_eq!((f64::from_bits(head[4]), f64::from_bits(tail[4])), (4.5, 34.5));
+    assert!(f64::from_bits(head[5]) < f64::from_bits(tail[5]) && f64::from_bits(tail[5]) < 1.0);
+    let weights = whole.weight.value().to_vec::<f32>()?;
+    assert_eq!(weights.iter().copied().fold(0.0, f32::max), BOUND as f32, "the bound holds");
 
     for interrupt_at in [0, 4, 8, 16] {
         let path = folder.path().join(interrupt_at.to_string());
@@ -145,11 +186,53 @@ fn the_first_loss_that_is_not_finite_stops_the_run_and_the_last_checkpoint_stand
     let never = AtomicBool::new(false);
     let error = run.run(&Points, Some(&mut out), &mut Progress::silent(), &never).unwrap_err().to_string();
     assert!(error.contains("loss is NaN at step 10") && error.contains("learning rate"), "{error}");
+    assert!(error.contains("goes wrong: mul_scalar at") && error.contains("tests.rs"), "{error}");
     assert!(task.weight.value().to_vec::<f32>()?.iter().all(|w| w.is_finite()));
     let fresh = Regression::new()?;
     let mut kept = trainer(&fresh, &recipe)?;
     kept.resume(&out.run.state())?;
     assert_eq!(kept.step(), 6, "the checkpoint after epoch 2");
+    Ok(())
+}
+
+/// A weight breaks in the last step before a checkpoint, or earlier: it is named, and the checkpoint before stands.
+#[test]
+fn parameters_that_are_not_finite_are_never_saved() -> Result<()> {
+    let (folder, recipe) = (tempfile::tempdir().unwrap(), recipe());
+    for (poisoned_after, message) in
+        [(12, "weight is not finite after step 12"), (11, "loss is NaN at step 11 (learning rate")]
+    {
+        let task = Regression { poisoned_after, ..Regression::new()? };
+        let mut run = trainer(&task, &recipe)?;
+        let mut out = output(&folder.path().join(poisoned_after.to_string()), &recipe)?;
+        let never = AtomicBool::new(false);
+        let error =
+            run.run(&Points, Some(&mut out), &mut Progress::silent(), &never).unwrap_err().to_string();
+        assert!(error.contains(message) && error.contains("weight is not finite"), "{error}");
+        let fresh = Regression::new()?;
+        let mut kept = trainer(&fresh, &recipe)?;
+        kept.resume(&out.run.state())?;
+        assert_eq!(kept.step(), 6, "the checkpoint after epoch 2");
+    }
+    Ok(())
+}
+
+/// A run may end within an epoch; its schedule ends there.
+#[test]
+fn a_length_in_steps() -> Result<()> {
+    let (folder, mut recipe) = (tempfile::tempdir().unwrap(), recipe());
+    (recipe.schedule.epochs, recipe.schedule.steps) = (0, 8);
+    let task = Regression::new()?;
+    let mut run = trainer(&task, &recipe)?;
+    let mut out = output(&folder.path().join("run"), &recipe)?;
+    let never = AtomicBool::new(false);
+    assert_eq!(run.run(&Points, Some(&mut out), &mut Progress::silent(), &never)?, Outcome::Finished);
+    assert_eq!((run.step(), task.seen.into_inner()), (8, 16));
+    let fresh = Regression::new()?;
+    let mut kept = trainer(&fresh, &recipe)?;
+    kept.resume(&out.run.state())?;
+    assert_eq!(kept.step(), 8, "saved at its end");
+    assert!(out.metrics.records().last().unwrap().lr < 0.2 * recipe.peak_lr());
     Ok(())
 }
 
@@ -173,7 +256,7 @@ fn a_state_that_does_not_fit_is_refused() -> Result<()> {
     other.optim.ema = None;
     assert!(message(&other).contains("optim.ema"));
     other = recipe.clone();
-    other.optim.optimizer = recipe::Optimizer::Sgd;
+    other.optim.optimizer = Kind::Sgd;
     assert!(message(&other).contains("load_state"));
     let settings = Settings { origin: Some("encoder B".into()), ..Settings::of(&recipe)? };
     let optimizer = optimizer(&recipe.optim, &task.params, [])?;
