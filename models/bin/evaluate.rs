@@ -1,19 +1,21 @@
-//! `smalti evaluate knn|linear-probe|finetune CHECKPOINT`
+//! `smalti evaluate knn|linear-probe|zero-shot|finetune CHECKPOINT`
 
 use crate::{run::Place, stop};
 use clap::{Args, Subcommand};
-use smalti::{Error, Result, Tensor, io, no_grad};
+use smalti::{Error, Result, Rng, Tensor, io, no_grad};
 use smalti_models::{
     backbones::vit::Pool,
     data::Batch,
     evaluate::{Features, LinearProbe, ProbeConfig, Vote, knn_accuracy},
+    flip::Flip,
     mae::transfer::pool,
     train::{
-        Classifier, FinetuneTask, Outcome, ProbeTask, Progress, Recipe, RunDir, Settings, Task, Trainer,
+        Classifier, Encoder, FinetuneTask, Outcome, ProbeTask, Progress, Recipe, RunDir, Settings, Task,
+        Trainer,
         features::{self, Split},
         optimizer,
         recipe::{Job, Source},
-        source,
+        source, zero_shot,
     },
 };
 use std::{
@@ -43,6 +45,15 @@ pub enum Evaluate {
         what: What,
         #[command(flatten)]
         run: Run,
+    },
+    /// Classifies by the names of the classes, with a model of images and texts (FLIP): the shipped digits, or the
+    /// images in the class folders of --data.
+    ZeroShot {
+        #[command(flatten)]
+        what: What,
+        /// File of prompts, one a line, with {} for the name of the class.
+        #[arg(long, value_name = "FILE")]
+        templates: Option<PathBuf>,
     },
     /// Trains a classifier and the encoder under it, and tests it.
     Finetune {
@@ -104,7 +115,8 @@ impl What {
             }
         };
         if let (None, Some(own)) = (&self.recipe, own) {
-            recipe.model = own.model;
+            (recipe.model, recipe.resnet, recipe.flip) = (own.model, own.resnet, own.flip);
+            recipe.recheck()?;
         }
         if let Some(data) = &self.data {
             (recipe.data.source, recipe.data.folder) = (Source::Folder, Some(data.clone()));
@@ -128,8 +140,8 @@ impl What {
 
     fn features(&self) -> Result<(Features, Features)> {
         let recipe = self.recipe(None)?;
-        let model = features::classifier(&recipe, io::load(&self.checkpoint)?.tensors(), 1, self.pool())?;
-        let of = |split| features::features(&model, &recipe, split);
+        let encoder = Encoder::load(&recipe, io::load(&self.checkpoint)?.tensors(), self.pool())?;
+        let of = |split| features::features(&encoder, &recipe, split);
         Ok((of(Split::Train)?, of(Split::Test)?))
     }
 }
@@ -141,6 +153,9 @@ pub fn run(what: &Evaluate) -> Result<ExitCode> {
             let vote = temperature.map_or(Vote::Majority, |temperature| Vote::Weighted { temperature });
             let accuracy = knn_accuracy(&train, &test, *k, vote)?;
             println!("{k}-NN: {:.2} % of {} test images", accuracy * 100.0, test.len());
+        }
+        Evaluate::ZeroShot { what, templates } => {
+            println!("zero-shot: {}", zero_shot(what, templates.as_deref())?)
         }
         Evaluate::LinearProbe { what, run } => {
             let place = run.place("linear-probe");
@@ -167,6 +182,17 @@ pub fn run(what: &Evaluate) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+fn zero_shot(what: &What, templates: Option<&Path>) -> Result<zero_shot::Accuracy> {
+    let recipe = what.recipe(None)?;
+    let (config, tokenizer) = (recipe.flip()?, recipe.tokenizer()?);
+    let model = Flip::new(&config, &mut Rng::new(recipe.seed))?;
+    model.load(&what.checkpoint)?;
+    let read = |path| std::fs::read_to_string(path).map_err(|e| Error::io(path, e));
+    let lines = |text: String| text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
+    let templates: Option<Vec<String>> = templates.map(|path| read(path).map(lines)).transpose()?;
+    zero_shot::accuracy(&model, &tokenizer, &recipe, templates.as_deref())
+}
+
 /// Trains what the recipe says on top of the checkpoint, and tests it; goes on with `resumed` if there is one.
 fn transfer(
     what: &What,
@@ -189,13 +215,13 @@ fn transfer(
     let mut settings = Settings::of(recipe)?;
     // a frozen encoder is no part of the training state: the same one is needed to go on
     settings.origin = Some(format!("CRC-32 {:08x}, pool {pool:?}", crc32(&what.checkpoint)?));
-    let model = features::classifier(recipe, io::load(&what.checkpoint)?.tensors(), classes, pool)?;
+    let tensors = io::load(&what.checkpoint)?.tensors();
     if job == Job::LinearProbe {
-        let task = ProbeTask::new(recipe, model, classes)?;
+        let task = ProbeTask::new(recipe, tensors, classes, pool)?;
         let optimizer = optimizer(&recipe.optim, task.params(), [])?;
         return train(&task, recipe, Trainer::new(&task, settings, optimizer, None), place, resumed);
     }
-    let task = FinetuneTask::new(recipe, model, classes);
+    let task = FinetuneTask::new(recipe, features::classifier(recipe, tensors, classes, pool)?, classes);
     let optimizer = optimizer(&recipe.optim, task.params(), task.groups(recipe))?;
     train(&task, recipe, Trainer::new(&task, settings, optimizer, None), place, resumed)
 }
@@ -216,6 +242,7 @@ fn train<T: Task<Batch = Batch> + Classifier>(
         eprintln!("stopped after step {step} of {total}; the same command with --resume --out {out} goes on");
         return Ok(stop::code());
     }
+    task.check()?;
     let file = output.run.file("model.safetensors");
     io::save_safetensors(&file, &task.params().tensors(), &[("recipe".to_owned(), recipe.to_toml()?)])?;
     let (right, all) = test(task, recipe)?;

@@ -20,7 +20,7 @@ pub fn run(name: Option<&str>) -> Result<ExitCode> {
     for (name, text) in BUILTIN {
         let recipe = Recipe::load(name, &[])?;
         let about = text.lines().next().unwrap_or_default().trim_start_matches("# ");
-        println!("{name:<28} {about} [{} epochs]", recipe.schedule.epochs);
+        println!("{name:<28} {about} [{}]", recipe.schedule.length());
     }
     Ok(ExitCode::SUCCESS)
 }

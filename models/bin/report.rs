@@ -1,27 +1,29 @@
 //! The table behind a run on the digits.
 
-use smalti::{Result, Tensor};
+use smalti::{Result, comm};
 use smalti_models::{
-    backbones::vit::Pool,
     data::DigitsSplit,
     evaluate::{Features, LinearProbe, ProbeConfig, Vote, knn_accuracy},
     train::{
-        MaeTask, Recipe,
-        features::{Split, classifier, features, raw_digits},
+        Encoder, Method, Recipe,
+        features::{Split, features, raw_digits},
     },
 };
 
 const NEIGHBOURS: usize = 20;
 
-/// Linear probe and 20-NN of raw pixels, of the untrained encoder and of the trained one.
-pub fn digits(recipe: &Recipe, trained: Vec<(String, Tensor)>) -> Result<()> {
+/// Linear probe and 20-NN of raw pixels, of the untrained encoder and of the trained one; what else the method finds.
+pub fn digits<M: Method>(recipe: &Recipe, trained: &M) -> Result<()> {
     println!("\naccuracy on the 450 test digits    linear probe    {NEIGHBOURS}-NN");
     line("raw pixels", &raw_digits(DigitsSplit::Train)?, &raw_digits(DigitsSplit::Test)?)?;
-    let untrained = MaeTask::untrained(recipe)?.params().tensors();
-    for (name, tensors) in [("untrained encoder", untrained), ("trained encoder", trained)] {
-        let model = classifier(recipe, tensors, 10, Pool::Mean)?;
-        let [train, test] = [Split::Train, Split::Test].map(|split| features(&model, recipe, split));
+    let untrained = M::new(recipe, &comm::single())?;
+    for (name, task) in [("untrained encoder", &untrained), ("trained encoder", trained)] {
+        let encoder = Encoder::load(recipe, task.encoder(), Encoder::pool(recipe))?;
+        let [train, test] = [Split::Train, Split::Test].map(|split| features(&encoder, recipe, split));
         line(name, &train?, &test?)?;
+    }
+    for finding in trained.findings(recipe)? {
+        println!("  {finding}");
     }
     println!();
     Ok(())

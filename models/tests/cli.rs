@@ -201,6 +201,149 @@ fn a_flat_folder_of_photographs() {
     assert!(folder.path().join("runs/mae-photos/preview.png").exists());
 }
 
+/// `key=value` as `--set key=value`.
+fn sets<'a>(settings: &[&'a str]) -> Vec<&'a str> {
+    settings.iter().flat_map(|set| ["--set", set]).collect()
+}
+
+/// Few and small layers, of a residual network or a transformer.
+const RESNET: [&str; 2] = ["resnet.width=4", "model.img_size=8"];
+const VIT: [&str; 3] = ["model.depth=1", "model.embed_dim=16", "model.num_heads=2"];
+
+#[test]
+fn options_that_do_not_fit_the_method() {
+    let folder = folder();
+    for (method, set, parts) in [
+        ("moco", "optim.accumulate=2", &["optim.accumulate", "whole batch"][..]),
+        ("moco-v3", "optim.accumulate=2", &["optim.accumulate"]),
+        ("flip", "optim.accumulate=2", &["optim.accumulate"]),
+        ("moco", "simsiam.dim=8", &["[simsiam]"]),
+        ("simsiam", "model.mask_ratio=0.5", &["model.mask_ratio"]),
+        ("moco-v2", "moco.tempreature=1", &["did you mean `temperature`?"]),
+        ("moco", "moco.queue=1000", &["moco.queue", "128"]),
+        ("moco", "moco.momentum=1.5", &["moco.momentum"]),
+        ("moco", "views.kind=moco-v4", &["did you mean `moco-v", "views.kind"]),
+        ("moco", "schedule.min_lr=0.1", &["schedule.min_lr"]),
+        ("moco-v3", "schedule.milestones=[3]", &["schedule.milestones"]),
+        ("simsiam", "resnet.depth=20", &["resnet.depth"]),
+        ("flip", "flip.mask_ratio=1.0", &["flip.mask_ratio"]),
+        ("flip", "flip.text.vocab_size=9", &["flip.text.vocab_size", "105"]),
+        ("mae", "optim.momentum=0.5", &["optim.momentum"]),
+    ] {
+        fails(&["train", method, "--set", set], folder.path(), parts);
+    }
+    fails(&["train", "moco", "--recipe", "simsiam_digits"], folder.path(), &["\"simsiam\"", "MoCo"]);
+    let photos = photos();
+    let data = ["train", "moco-v2", "--data", photos.to_str().unwrap()];
+    fails(&data, folder.path(), &["data.batch is 256", "12 images"]);
+    fails(&["train", "flip", "--data", "none"], folder.path(), &["captions.tsv"]);
+    assert!(!folder.path().join("runs").exists(), "nothing is made before the error");
+}
+
+/// Each method trains, is listed beside raw pixels, and what it writes is evaluated.
+#[test]
+fn methods_and_their_evaluations() {
+    let short = ["schedule.epochs=1", "schedule.warmup_epochs=0.5"];
+    let flip = ["flip.text.layers=1", "flip.text.width=16", "flip.text.heads=2", "flip.embed_dim=16"];
+    for (method, small, watched) in [
+        ("moco", &[&RESNET[..], &["moco.dim=16"]].concat()[..], &["acc1", "acc5"][..]),
+        ("moco-v2", &RESNET, &["acc1", "acc5"]),
+        ("moco-v3", &[&VIT[..], &["moco_v3.mlp_dim=32"]].concat(), &["acc1"]),
+        ("simsiam", &RESNET, &["std"]),
+        ("flip", &[&VIT[..], &flip].concat(), &["acc1", "logit_scale", "logit_scale_exp"]),
+    ] {
+        let folder = folder();
+        let all = [&["train", method, "--out", "run"][..], &sets(&short), &sets(small)].concat();
+        let output = smalti(&all, folder.path());
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success(), "{method}: {}", String::from_utf8_lossy(&output.stderr));
+        assert!(text.contains("trained encoder") && text.contains("untrained encoder"), "{method}: {text}");
+        assert_eq!(text.contains("zero-shot"), method == "flip");
+        let log = fs::read_to_string(folder.path().join("run/metrics.jsonl")).unwrap();
+        assert!(watched.iter().all(|name| log.contains(&format!("\"{name}\":"))), "{method}: {log}");
+        assert!(folder.path().join("run/preview.png").exists());
+        let mut found = Vec::new();
+        for file in ["run/encoder.safetensors", "run/model.safetensors"] {
+            for what in ["knn", "linear-probe"] {
+                let output = smalti(&["evaluate", what, file], folder.path());
+                assert!(output.status.success(), "{method}: {}", String::from_utf8_lossy(&output.stderr));
+                found.push(String::from_utf8(output.stdout).unwrap());
+            }
+        }
+        assert_eq!(found[..2], found[2..], "{method}: encoder and whole model");
+        let zero = ["evaluate", "zero-shot", "run/model.safetensors"];
+        if method == "flip" {
+            fs::write(folder.path().join("templates.txt"), "the digit {}\n").unwrap();
+            let output = smalti(&[&zero[..], &["--templates", "templates.txt"]].concat(), folder.path());
+            assert!(String::from_utf8_lossy(&output.stdout).contains("450 images, 10 classes, 1 prompts"));
+        } else {
+            fails(&zero, folder.path(), &["[flip] is missing"]);
+        }
+    }
+}
+
+/// Killed at any moment and resumed, with queue, pointer, key encoder and schedules: the uninterrupted run.
+#[test]
+fn killed_and_resumed() {
+    let (whole, parts) = (folder(), folder());
+    let more =
+        ["schedule.epochs=12", "schedule.milestones=[5, 9]", "run.checkpoint_every=1", "run.log_every=3"];
+    let all = [&["train", "moco", "--out", "run"][..], &sets(&RESNET), &sets(&more)].concat();
+    assert!(smalti(&all, whole.path()).status.success());
+    let run = parts.path().join("run");
+    let lines = || fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count());
+    let mut arguments = all.clone();
+    for _ in 0..3 {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_smalti"))
+            .args(&arguments)
+            .current_dir(parts.path())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let begun = lines();
+        while lines() < begun + 8 || !run.join("last.safetensors").exists() {
+            assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed");
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        arguments = vec!["train", "moco", "--out", "run", "--resume"];
+    }
+    let resumed = smalti(&arguments, parts.path());
+    assert!(resumed.status.success(), "{}", String::from_utf8_lossy(&resumed.stderr));
+    assert_eq!(numbers(&whole.path().join("run")), numbers(&run));
+    let file = "run/model.safetensors";
+    assert_eq!(fs::read(whole.path().join(file)).unwrap(), fs::read(parts.path().join(file)).unwrap());
+}
+
+/// Two ranks with half of each batch, norms over both and averaged gradients do what one does, but for rounding.
+#[test]
+fn ranks_are_one_run() {
+    let folder = folder();
+    let losses = |ranks: &str, method: &str, settings: &[&str]| -> Vec<f64> {
+        let out = format!("{method}-{ranks}");
+        let run = [&["train", method, "--out", &out, "--ranks", ranks][..], &sets(settings)].concat();
+        let output = smalti(&run, folder.path());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let log = fs::read_to_string(folder.path().join(out).join("metrics.jsonl")).unwrap();
+        let line = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap()["loss"].as_f64();
+        log.lines().filter_map(line).collect()
+    };
+    let short = ["schedule.epochs=1", "run.log_every=1", "schedule.warmup_epochs=0.5"];
+    let flip = ["flip.mask_ratio=0.0"];
+    for (method, small) in [("simsiam", &RESNET[..]), ("flip", &[&VIT[..], &flip].concat())] {
+        let settings = [&short[..], small].concat();
+        let (one, two) = (losses("1", method, &settings), losses("2", method, &settings));
+        assert!(one.len() == 10 && two.len() == 10);
+        for (step, (a, b)) in one.iter().zip(&two).enumerate() {
+            assert!((a - b).abs() <= 1e-3 * a.abs(), "{method}, step {step}: {a} on one rank, {b} on two");
+        }
+    }
+    fails(&["train", "moco", "--ranks", "3"], folder.path(), &["data.batch", "run.ranks"]);
+    assert_eq!(losses("2", "moco", &[&short[..], &RESNET].concat()).len(), 10);
+}
+
 /// Runs until the log of `run` has three lines, then sends what Ctrl-C sends.
 #[cfg(unix)]
 fn interrupt(arguments: &[&str], folder: &Path, run: &str) {
