@@ -8,7 +8,7 @@ use smalti::{
 
 /// Either kind.
 #[derive(Clone, Debug)]
-pub(super) enum Stem {
+pub(crate) enum Stem {
     Patches(PatchEmbed),
     Convolutions(ConvStem),
 }
