@@ -129,25 +129,36 @@ fn normalised(
     // An untracked tensor stands for what is not there.
     let inputs = [&weight, &bias].map(|t| t.clone().unwrap_or_else(|| mean.clone()));
     let (weight, bias) = (weight.map(|w| w.detach()), bias.map(|b| b.detach()));
-    let mut rule = BatchNorm { x: x.clone(), mean, rstd, weight, batch, then: Then::Nothing };
+    let rule = BatchNorm { x: x.clone(), mean, rstd, weight, batch, then: Then::Nothing };
     let y = on_device!(
         x,
         OP,
         for_float!(x.dtype(), OP, T => cpu::forward::<T>(&rule, bias.as_ref(), after)),
         gpu::forward(&rule, bias.as_ref())
     )?;
-    let y = match after {
-        After::Nothing => y.record([x, &inputs[0], &inputs[1]], rule)?,
+    Ok((recorded(y, rule, after, bias, &inputs)?, moved))
+}
+
+/// The result's place in the graph; `inputs` are weight and bias.
+fn recorded(
+    y: Tensor,
+    mut rule: BatchNorm,
+    after: After,
+    bias: Option<Tensor>,
+    [w, b]: &[Tensor; 2],
+) -> Result<Tensor> {
+    let x = rule.x.clone();
+    match after {
+        After::Nothing => y.record([&x, w, b], rule),
         After::Relu(None) => {
             rule.then = Then::Relu { bias };
-            y.record([x, &inputs[0], &inputs[1]], rule)?
+            y.record([&x, w, b], rule)
         }
         After::Relu(Some(residual)) => {
             rule.then = Then::AddRelu { y: y.clone() };
-            y.record([x, &inputs[0], &inputs[1], residual], rule)?
+            y.record([&x, w, b, residual], rule)
         }
-    };
-    Ok((y, moved))
+    }
 }
 
 /// 1/sqrt(var + eps), and what was, moved towards the batch's mean and unbiased variance.

@@ -56,7 +56,7 @@ impl Channels {
                                 let (term, i) = (f(c + l, c + l), row * n + c + l);
                                 sums[l] = (term(i) + term(i + n)) + (term(i + 2 * n) + term(i + 3 * n));
                             }
-                            (0..L).for_each(|l| out[c + l] += sums[l]);
+                            unsafe { add_to(out, c, sums) };
                         });
                         row += 4;
                     }
@@ -64,7 +64,7 @@ impl Channels {
                         each!(0..n, |c, L| {
                             let mut terms = [R::ZERO; L];
                             (0..L).for_each(|l| terms[l] = f(c + l, c + l)(row * n + c + l));
-                            (0..L).for_each(|l| out[c + l] += terms[l]);
+                            unsafe { add_to(out, c, terms) };
                         });
                     }
                 },
@@ -95,13 +95,16 @@ impl Channels {
     ) {
         let n = self.n;
         if !self.rows() {
-            for (k, out) in [first, second].into_iter().enumerate() {
-                self.reduce(units.clone(), out, |_, c| {
-                    let terms = f(c);
-                    #[inline(always)]
-                    move |i| terms(i)[k]
-                });
-            }
+            self.reduce(units.clone(), first, |_, c| {
+                let terms = f(c);
+                #[inline(always)]
+                move |i| terms(i)[0]
+            });
+            self.reduce(units, second, |_, c| {
+                let terms = f(c);
+                #[inline(always)]
+                move |i| terms(i)[1]
+            });
             return;
         }
         let (first, second) = (&mut first[..n], &mut second[..n]);
@@ -116,8 +119,10 @@ impl Channels {
                         for l in 0..L {
                             [one[l], two[l]] = f(c + l)(row * n + c + l);
                         }
-                        (0..L).for_each(|l| first[c + l] += one[l]);
-                        (0..L).for_each(|l| second[c + l] += two[l]);
+                        unsafe {
+                            add_to(first, c, one);
+                            add_to(second, c, two);
+                        }
                     });
                 }
             },
@@ -163,6 +168,19 @@ impl Channels {
             }
         }
     }
+}
+
+/// `sums[c + l] += terms[l]`, without the bounds checks that keep loops from vectorising.
+///
+/// # Safety
+/// `c..c + L` lies within.
+#[inline(always)]
+unsafe fn add_to<R: Real, const L: usize>(sums: &mut [R], c: usize, terms: [R; L]) {
+    debug_assert!(c + L <= sums.len());
+    let place = unsafe { sums.as_mut_ptr().add(c) }.cast::<[R; L]>();
+    let mut block = unsafe { place.read_unaligned() };
+    (0..L).for_each(|l| block[l] += terms[l]);
+    unsafe { place.write_unaligned(block) };
 }
 
 /// Element `i` of a slice, without the bounds check that keeps loops from vectorising.

@@ -270,6 +270,10 @@ impl<T: ConvElement> Job<'_, T> {
                     continue;
                 }
                 let passes = self.passes(pieces, down, across);
+                // Pixels without a tap stay as they are.
+                if self.starts.is_none() && passes.iter().all(Vec::is_empty) {
+                    continue;
+                }
                 let (start, image) = (rows.start as isize, images.start as isize);
                 let x_steps = [
                     pieces.steps[0],

@@ -284,7 +284,10 @@ fn sums<T: Float, const RELU: bool>(
             let dy = gs;
             blocks.channels.apply(units.clone(), to, |_, _| {
                 #[inline(always)]
-                move |i| unsafe { if at(ys, i).acc() > T::Acc::ZERO { at(dy, i) } else { T::default() } }
+                move |i| {
+                    let (y, g) = unsafe { (at(ys, i), at(dy, i)) };
+                    if y.acc() > T::Acc::ZERO { g } else { T::default() }
+                }
             });
             gs = unsafe { std::slice::from_raw_parts(to.ptr(), dy.len()) };
         }
