@@ -40,6 +40,23 @@ def mae_gflop():
     return 3 * forward + 2 * matmul(8 * 196, 768, 768)  # no gradient of the pixels
 
 
+def resnet50_gflop():
+    """Forward and backward at 224², batch 8; the images need no gradient."""
+    stem = matmul(8 * 112 * 112, 64 * 3 * 49)
+    forward, inputs, side = stem + matmul(8, 2048, 1000), 64, 56
+    for stage, blocks in enumerate([3, 4, 6, 3]):
+        width = 64 << stage
+        for i in range(blocks):
+            stride = 2 if stage > 0 and i == 0 else 1
+            pixels, side = 8 * side * side, side // stride
+            forward += matmul(pixels, inputs * width) + matmul(8 * side * side, 9 * width * width)
+            forward += matmul(8 * side * side, 4 * width * width)
+            if i == 0:
+                forward += matmul(8 * side * side, 4 * width * inputs)
+            inputs = 4 * width
+    return 3 * forward - stem
+
+
 CLIP, MOCO = "contrastive/4096x512", "info_nce/256x65536x128"
 # (name, what the table says, GFLOP or None). A worker that lacks a name answers so; the table shows a dash.
 CASES = [
@@ -63,10 +80,11 @@ CASES = [
     (MOCO, "MoCo logits 256×65536, d 128, forward + backward", 2 * matmul(256, 128, 65536)),
     ("conv2d/groups1", "conv2d 3×3 64→64, 56×56, batch 8, forward + backward", 3 * CONV),
     ("conv2d/groups4", "conv2d 3×3 64→64 in 4 groups, same", 3 * CONV / 4),
+    ("resnet50", "ResNet-50, 224², batch 8, forward + backward", resnet50_gflop()),
     ("vit_block", "ViT-B block, 197 tokens, batch 8, forward + backward", 3 * BLOCK),
     ("mae_step", "MAE ViT-B/16 pre-training step, 224², mask 0.75, AdamW, batch 8", mae_gflop()),
 ]
-MEMORY_CASES = [CLIP, MOCO, "mae_step"]
+MEMORY_CASES = [CLIP, MOCO, "resnet50", "mae_step"]
 
 # name -> (package to build or None, program)
 PEERS = {

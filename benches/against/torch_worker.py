@@ -167,6 +167,40 @@ for groups in [1, 4]:
         return {"nchw": with_grad(f, dy, x, w), "channels_last": with_grad(f, *last)}
 
 
+# ---- ResNet-50: torchvision's module in training mode
+
+
+def fill_network(module, seed):
+    """Gives parameters their numbers: the same rule by name and shape as in the other workers."""
+    with torch.no_grad():
+        for i, (name, p) in enumerate(module.named_parameters()):
+            gain = p.ndim == 1 and name.endswith("weight")
+            fan = p[0].numel() / p.shape[1] * p.shape[0] if p.ndim == 4 else sum(p.shape)
+            scale = 0.1 if p.ndim == 1 else math.sqrt(6 / fan)
+            p.copy_(fill(p.shape, seed + i, scale, float(gain)))
+    return module
+
+
+@case("resnet50")
+def _():
+    import torchvision
+
+    variants = {}
+    for name, layout in [("nchw", torch.contiguous_format), ("channels_last", torch.channels_last)]:
+        model = fill_network(torchvision.models.resnet50(), 200).train().to(memory_format=layout)
+        images = fill((BATCH, 3, SIDE, SIDE), 7, 1.7).contiguous(memory_format=layout)
+        dy = fill((BATCH, 1000), 9)
+
+        def run(model=model, images=images, dy=dy):
+            model.zero_grad(set_to_none=True)
+            y = model(images)
+            y.backward(dy)
+            return (y.detach(), *(p.grad for p in model.parameters()))
+
+        variants[name] = run
+    return variants
+
+
 # ---- ViT block
 
 

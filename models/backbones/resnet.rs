@@ -115,6 +115,11 @@ impl ConvNorm {
     fn forward(&self, x: &Tensor, training: bool) -> Result<Tensor> {
         self.norm.forward(&self.conv.forward(x)?, training)
     }
+
+    /// With a ReLU at the end, behind the sum with `residual` if there is one.
+    fn forward_relu(&self, x: &Tensor, residual: Option<&Tensor>, training: bool) -> Result<Tensor> {
+        self.norm.forward_relu(&self.conv.forward(x)?, residual, training)
+    }
 }
 
 /// Convolutions around which a shortcut leads.
@@ -163,17 +168,16 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor, training: bool) -> Result<Tensor> {
+        let shortcut = match &self.downsample {
+            Some(layer) => layer.forward(x, training)?,
+            None => x.clone(),
+        };
         let mut y = x.clone();
         for (i, layer) in self.branch.iter().enumerate() {
-            y = layer.forward(&y, training)?;
-            if i + 1 < self.branch.len() {
-                y = y.relu()?;
-            }
+            let residual = (i + 1 == self.branch.len()).then_some(&shortcut);
+            y = layer.forward_relu(&y, residual, training)?;
         }
-        match &self.downsample {
-            Some(shortcut) => y.add(&shortcut.forward(x, training)?)?.relu(),
-            None => y.add(x)?.relu(),
-        }
+        Ok(y)
     }
 }
 
@@ -241,7 +245,7 @@ impl ResNet {
     /// If the images have other channels.
     pub fn stages(&self, images: &Tensor, training: bool) -> Result<Stages> {
         // the layout in which convolutions, norms and pooling are fastest; they keep it
-        let x = self.stem.forward(&images.to_channels_last()?, training)?.relu()?;
+        let x = self.stem.forward_relu(&images.to_channels_last()?, None, training)?;
         let stem = match self.config.stem {
             Stem::Imagenet => x.max_pool2d(PoolOptions::new(3, 2, 1))?,
             Stem::Cifar => x,

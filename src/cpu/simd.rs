@@ -64,6 +64,26 @@ macro_rules! call {
 }
 pub(crate) use call as simd;
 
+/// Calls the code with 16 lanes at a time, then one by one: `each!(range, |at, L| code)`. Where the code collects its
+/// results in a local array of `L` numbers, which no operand overlaps, its loops over the lanes vectorise.
+macro_rules! each {
+    ($range:expr, |$at:ident, $L:ident| $body:expr) => {{
+        let range: std::ops::Range<usize> = $range;
+        let mut $at = range.start;
+        while $at + $crate::cpu::simd::LANES <= range.end {
+            const $L: usize = $crate::cpu::simd::LANES;
+            $body;
+            $at += $L;
+        }
+        while $at < range.end {
+            const $L: usize = 1;
+            $body;
+            $at += $L;
+        }
+    }};
+}
+pub(crate) use each;
+
 /// Runs `f` with the best instruction set of this processor. `simd!` is the way to call it.
 #[inline(always)]
 pub fn simd<R>(f: impl FnOnce() -> R) -> R {

@@ -133,25 +133,62 @@ impl BatchNorm {
         let (y, moved) = match &self.config.statistics {
             Statistics::Split(groups) if training && *groups > 1 => self.split(x, *groups)?,
             Statistics::Ranks(comm) if training && comm.world() > 1 => self.over_ranks(x, comm)?,
-            _ => self.plain(x, training, 1)?,
+            _ => self.plain(1, |running, [weight, bias]| {
+                x.batch_norm(running, weight, bias, training, self.config.momentum, self.config.eps)
+            })?,
         };
+        self.move_to(moved)?;
+        Ok(y)
+    }
+
+    /// `relu(forward(x) + residual)`; in one pass if the statistics are the batch's own or the running ones, see
+    /// [`Tensor::batch_norm_relu`].
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward); if the residual has another shape or dtype.
+    #[track_caller]
+    pub fn forward_relu(&self, x: &Tensor, residual: Option<&Tensor>, training: bool) -> Result<Tensor> {
+        let own = match &self.config.statistics {
+            Statistics::Batch => true,
+            Statistics::Split(groups) => *groups == 1,
+            Statistics::Ranks(comm) => comm.world() == 1,
+        };
+        if training && !own {
+            let y = self.forward(x, training)?;
+            return residual.map_or_else(|| Ok(y.clone()), |r| y.add(r))?.relu();
+        }
+        let (y, moved) = self.plain(1, |running, [weight, bias]| {
+            let BatchNormConfig { momentum, eps, .. } = self.config;
+            x.batch_norm_relu(residual, running, weight, bias, training, momentum, eps)
+        })?;
+        self.move_to(moved)?;
+        Ok(y)
+    }
+
+    /// Sets the running statistics to where they have moved.
+    fn move_to(&self, moved: Option<(Tensor, Tensor)>) -> Result<()> {
         if let Some((mean, var)) = moved {
             self.mean.set(&mean)?;
             self.var.set(&var)?;
             self.batches.update(|n| n.add_scalar(1.0))?;
         }
-        Ok(y)
+        Ok(())
     }
 
-    /// Over `x` whose channels are `groups` times those of the layer.
+    /// Runs `f` with the running statistics, and weight and bias, repeated for an input whose channels are `groups`
+    /// times those of the layer.
     #[track_caller]
-    fn plain(&self, x: &Tensor, training: bool, groups: usize) -> Result<Moved> {
+    fn plain(
+        &self,
+        groups: usize,
+        f: impl FnOnce(Option<(&Tensor, &Tensor)>, [Option<&Tensor>; 2]) -> Result<Moved>,
+    ) -> Result<Moved> {
         let repeated = |t: Tensor| if groups == 1 { Ok(t) } else { t.repeat([groups]) };
         let affine = self.affine.as_ref().map(|(w, b)| Ok((repeated(w.get())?, repeated(b.get())?)));
         let affine = affine.transpose()?;
-        let (weight, bias) = affine.as_ref().map_or((None, None), |(w, b)| (Some(w), Some(b)));
+        let affine = affine.as_ref().map_or([None, None], |(w, b)| [Some(w), Some(b)]);
         let (mean, var) = (repeated(self.mean.value())?, repeated(self.var.value())?);
-        x.batch_norm(Some((&mean, &var)), weight, bias, training, self.config.momentum, self.config.eps)
+        f(Some((&mean, &var)), affine)
     }
 
     #[track_caller]
@@ -162,7 +199,10 @@ impl BatchNorm {
         let channels = shape[1];
         let mut folded = shape.clone();
         (folded[0], folded[1]) = (shape[0] / groups, groups * channels);
-        let (y, moved) = self.plain(&x.reshape(folded)?, true, groups)?;
+        let x = x.reshape(folded)?;
+        let (y, moved) = self.plain(groups, |running, [weight, bias]| {
+            x.batch_norm(running, weight, bias, true, self.config.momentum, self.config.eps)
+        })?;
         let average = |t: Tensor| t.reshape([groups, channels])?.mean(0);
         let moved = moved.map(|(mean, var)| Ok((average(mean)?, average(var)?))).transpose()?;
         Ok((y.reshape(shape)?, moved))
@@ -294,6 +334,24 @@ mod tests {
             all.extend(grads.get(&p).map(Tensor::to_vec).transpose()?);
         }
         Ok(all)
+    }
+
+    /// The pass that ends in ReLU is the passes one by one, whosever statistics.
+    #[test]
+    fn relu_in_the_same_pass() -> Result<()> {
+        let (x, added) =
+            (Tensor::randn([6, 3, 2, 2], &mut Rng::new(1))?, Tensor::randn([6, 3, 2, 2], &mut Rng::new(2))?);
+        for statistics in [Statistics::Batch, Statistics::Split(2)] {
+            let ((_, one), (_, other)) = (layer(statistics.clone())?, layer(statistics)?);
+            for (residual, training) in [(None, true), (Some(&added), true), (Some(&added), false)] {
+                let y = one.forward_relu(&x, residual, training)?;
+                let apart = other.forward(&x, training)?;
+                let apart = residual.map_or_else(|| Ok(apart.clone()), |r| apart.add(r))?.relu()?;
+                assert_eq!(y.to_vec::<f32>()?, apart.to_vec::<f32>()?);
+                assert_eq!(one.mean.value().to_vec::<f32>()?, other.mean.value().to_vec::<f32>()?);
+            }
+        }
+        Ok(())
     }
 
     /// Two ranks with halves of a batch are one rank with all of it.

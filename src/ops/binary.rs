@@ -86,21 +86,32 @@ impl Tensor {
     }
 
     /// self + other where this tensor's buffer is taken over if nobody else sees it.
-    pub(crate) fn accumulate(mut self, other: &Tensor) -> Result<Tensor> {
+    pub(crate) fn accumulate(self, other: &Tensor) -> Result<Tensor> {
         let plain = !self.tracked() && !other.tracked() && self.shape() == other.shape();
-        let done = plain
-            && self.dtype() == other.dtype()
-            && on_device!(
-                self,
-                "add",
-                Ok(match self.dtype() {
-                    DType::F32 => elementwise::update(&mut self, other, |a: f32, b: f32| a + b),
-                    DType::F64 => elementwise::update(&mut self, other, |a: f64, b: f64| a + b),
-                    _ => false,
-                }),
-                gpu::add_in_place("add", &mut self, other)
-            )?;
-        if done { Ok(self) } else { self.add(other) }
+        if !plain || self.dtype() != other.dtype() {
+            return self.add(other);
+        }
+        let (sum, done) = on_device!(self, "add", self.add_in_place(other), {
+            let mut sum = self;
+            gpu::add_in_place("add", &mut sum, other).map(|done| (sum, done))
+        })?;
+        if done { Ok(sum) } else { sum.add(other) }
+    }
+
+    /// self += other on the CPU, in the order of its memory, in which any dense tensor is contiguous. False, with
+    /// nothing done, if others see it or it is not dense.
+    fn add_in_place(self, other: &Tensor) -> Result<(Tensor, bool)> {
+        let order = elementwise::memory_order(self.shape(), self.strides());
+        let mut back = order.clone();
+        order.iter().enumerate().for_each(|(i, &d)| back[d] = i);
+        let (mut sum, other) = (self.permute(&order[..])?, other.permute(&order[..])?);
+        drop(self); // the sum is the only one that sees the storage, if this was
+        let done = match sum.dtype() {
+            DType::F32 => elementwise::update(&mut sum, &other, |a: f32, b: f32| a + b),
+            DType::F64 => elementwise::update(&mut sum, &other, |a: f64, b: f64| a + b),
+            _ => false,
+        };
+        Ok((sum.permute(&back[..])?, done))
     }
 }
 

@@ -12,8 +12,8 @@ mod pack;
 mod tile;
 
 use crate::{
-    Result, Tensor,
-    autograd::{Backward, Ctx, Grads},
+    DType, Device, Result, Tensor,
+    autograd::{Backward, Ctx, Grads, is_grad_enabled},
     ensure, for_real, on_device,
     ops::binary::kept,
 };
@@ -286,7 +286,7 @@ impl Backward for Form {
         let apply = |kind, a: &Tensor, b: &Tensor| apply(Self::NAME, kind, self.geometry, a, b, None);
         let (a, b) = (|| kept(Self::NAME, &self.a), || kept(Self::NAME, &self.b));
         let da = ctx.grad(0, || match self.kind {
-            Kind::Down => apply(Kind::Up, grad, b()?),
+            Kind::Down => self.input(grad, b()?, ctx),
             Kind::Up => apply(Kind::Down, grad, b()?),
             Kind::Weight => apply(Kind::Up, b()?, grad),
         })?;
@@ -297,6 +297,25 @@ impl Backward for Form {
         })?;
         let bias = ctx.grad(2, || grad.sum([0, 2, 3]))?;
         Ok(smallvec![da, db, bias])
+    }
+}
+
+impl Form {
+    /// The gradient of a convolution's input, together with what other paths have sent there: in a residual network
+    /// each block's input has two, and tiles that start with one save a pass over both.
+    fn input(&self, grad: &Tensor, weight: &Tensor, ctx: &Ctx) -> Result<Tensor> {
+        let pending = if is_grad_enabled() { None } else { ctx.take_pending(0) };
+        let Some(mut sum) = pending else {
+            return apply(Self::NAME, Kind::Up, self.geometry, grad, weight, None);
+        };
+        let (g, w) = (&self.geometry, weight.detach());
+        let added = [grad, &sum].iter().all(|t| t.device() == Device::Cpu)
+            && match grad.dtype() {
+                DType::F32 => cpu::up_onto::<f32>(g, grad, &w, &mut sum),
+                DType::F64 => cpu::up_onto::<f64>(g, grad, &w, &mut sum),
+                _ => false,
+            };
+        if added { Ok(sum) } else { sum.accumulate(&apply(Self::NAME, Kind::Up, *g, grad, &w, None)?) }
     }
 }
 

@@ -4,13 +4,14 @@ use super::{Geometry, tile::ConvElement};
 use crate::{
     Tensor,
     cpu::{
-        parallel::{SharedMut, for_ranges},
+        parallel::{Shared, SharedMut, for_ranges},
         pool::CpuVec,
         simd::{LANES, simd_of},
         transpose::transpose,
     },
     dtype::Real,
 };
+use std::ops::Range;
 
 /// How the weights of a convolution stand in panels `[group, panel, tap, input channel, lane]`, a lane for each
 /// output channel. Depthwise weights are panels `[panel, tap, lane]` of 16 channels each.
@@ -144,7 +145,7 @@ impl Panels {
     pub fn pack<T: Real>(&self, weight: &Tensor) -> CpuVec<T> {
         let mut packed = CpuVec::<T>::new(self.len());
         let target = SharedMut::new(&mut packed);
-        let (source, width) = (crate::cpu::parallel::Shared(weight.cpu_ptr::<T>()), self.width());
+        let (source, width) = (Shared(weight.cpu_ptr::<T>()), self.width());
         for_ranges(self.count(), (1 << 14) / self.panel_len().max(1), |range| {
             for panel in range {
                 let out = unsafe { target.slice(panel * self.panel_len()..(panel + 1) * self.panel_len()) };
@@ -218,56 +219,81 @@ impl<T: Real> Image<T> {
     }
 }
 
-/// A piece of an image with its channels side by side, zeros around it where it sticks out.
-pub struct Piece<T> {
-    /// Pixel (0, 0) of the image, which need not lie within the piece.
-    pub origin: *const T,
-    /// Steps from row to row and pixel to pixel.
-    pub steps: [isize; 2],
+/// A piece of each of some images with its channels side by side, zeros around it where it sticks out.
+pub struct Pieces<T> {
+    /// Pixel (0, 0) of image 0, which need not lie within the pieces.
+    origin: Shared<T>,
+    /// Steps from image to image, row to row and pixel to pixel.
+    pub steps: [isize; 3],
     _memory: Option<CpuVec<T>>,
 }
 
-impl<T: Real> Piece<T> {
-    /// Rows and columns from `low` up to, not including, `high`. A view where nothing sticks out and the
-    /// channels lie side by side already, else a copy.
-    pub fn new(image: &Image<T>, low: [isize; 2], high: [isize; 2]) -> Piece<T> {
-        let inside = (0..2).all(|d| low[d] >= 0 && high[d] <= image.size[d] as isize);
-        if inside && (image.steps[0] == 1 || image.channels == 1) {
-            return Piece { origin: image.ptr, steps: [image.steps[1], image.steps[2]], _memory: None };
+impl<T: Real> Pieces<T> {
+    /// Rows and columns from `low` up to, not including, `high`, of some images. A view where nothing sticks out and
+    /// the channels lie side by side already, else a copy, made by all threads if this is not within a task.
+    pub fn new(
+        batch: &Tensor,
+        images: Range<usize>,
+        low: [isize; 2],
+        high: [isize; 2],
+        threads: bool,
+    ) -> Pieces<T> {
+        let first = Image::<T>::of(batch, images.start);
+        let inside = (0..2).all(|d| low[d] >= 0 && high[d] <= first.size[d] as isize);
+        if inside && (first.steps[0] == 1 || first.channels == 1) {
+            let steps = [batch.strides()[0], first.steps[1], first.steps[2]];
+            return Pieces { origin: Shared(batch.cpu_ptr()), steps, _memory: None };
         }
-        let c = image.channels;
         let [rows, columns] = [0, 1].map(|d| (high[d] - low[d]).max(0) as usize);
-        let mut memory = CpuVec::<T>::new(rows * columns * c);
+        let row_len = columns * first.channels;
+        let mut memory = CpuVec::<T>::new(images.len() * rows * row_len);
+        let target = SharedMut::new(&mut memory);
+        let fill = |some: Range<usize>| {
+            for i in some {
+                let to = unsafe { target.slice(i * rows * row_len..(i + 1) * rows * row_len) };
+                Image::<T>::of(batch, images.start + i).cut(low, columns, inside, to);
+            }
+        };
+        if threads {
+            for_ranges(images.len(), 1, fill)
+        } else {
+            fill(0..images.len())
+        }
+        let steps = [rows * row_len, row_len, first.channels].map(|n| n as isize);
+        let at = images.start as isize * steps[0] + low[0] * steps[1] + low[1] * steps[2];
+        Pieces { origin: Shared(memory.as_ptr().wrapping_offset(-at)), steps, _memory: Some(memory) }
+    }
+
+    /// Pixel (0, 0) of an image.
+    pub fn origin(&self, image: usize) -> *const T {
+        self.origin.ptr().wrapping_offset(image as isize * self.steps[0])
+    }
+}
+
+impl<T: Real> Image<T> {
+    /// Copies rows of `columns` pixels from `low` on, channels side by side, until `to` is full.
+    fn cut(&self, low: [isize; 2], columns: usize, inside: bool, to: &mut [T]) {
+        let c = self.channels;
         let row_len = columns * c;
-        let steps = [row_len as isize, c as isize];
-        let origin = memory.as_ptr().wrapping_offset(-low[0] * steps[0] - low[1] * steps[1]);
-        let whole_rows = columns == image.size[1] && image.steps[1] == columns as isize * image.steps[2];
-        if inside && whole_rows {
-            let from = unsafe { image.ptr.offset(low[0] * image.steps[1]) };
-            unsafe { gather_row(from, image.steps, &mut memory, c) };
-            return Piece { origin, steps, _memory: Some(memory) };
+        if inside && columns == self.size[1] && self.steps[1] == columns as isize * self.steps[2] {
+            let from = unsafe { self.ptr.offset(low[0] * self.steps[1]) };
+            return unsafe { gather_row(from, self.steps, to, c) };
         }
         // Columns of the image that lie within the piece, counted within the piece.
         let first = (-low[1]).clamp(0, columns as isize) as usize;
-        let last = (image.size[1] as isize - low[1]).clamp(first as isize, columns as isize) as usize;
-        for (r, row) in memory.chunks_exact_mut(row_len.max(1)).enumerate() {
+        let last = (self.size[1] as isize - low[1]).clamp(first as isize, columns as isize) as usize;
+        for (r, row) in to.chunks_exact_mut(row_len.max(1)).enumerate() {
             let y = low[0] + r as isize;
-            if y < 0 || y >= image.size[0] as isize || first == last {
+            if y < 0 || y >= self.size[0] as isize || first == last {
                 row.fill(T::ZERO);
                 continue;
             }
             row[..first * c].fill(T::ZERO);
             row[last * c..].fill(T::ZERO);
-            let at = y * image.steps[1] + (low[1] + first as isize) * image.steps[2];
-            let from = unsafe { image.ptr.offset(at) };
-            unsafe { gather_row(from, image.steps, &mut row[first * c..last * c], c) };
+            let at = y * self.steps[1] + (low[1] + first as isize) * self.steps[2];
+            let from = unsafe { self.ptr.offset(at) };
+            unsafe { gather_row(from, self.steps, &mut row[first * c..last * c], c) };
         }
-        Piece { origin, steps, _memory: Some(memory) }
-    }
-
-    /// The pixel at a position relative to the origin.
-    pub fn at(&self, y: isize, x: isize) -> *const T {
-        self.origin.wrapping_offset(y * self.steps[0] + x * self.steps[1])
     }
 }
 

@@ -147,16 +147,41 @@ pub struct Tile<'a, T> {
 /// Work for one tile of a weight gradient: `P` rows of the panel by `NV * 16` channels, summed over pixels.
 pub struct Outer<T> {
     pub x: *const T,
-    pub x_steps: [isize; 2],
+    /// From image to image, row to row, pixel to pixel.
+    pub x_steps: [isize; 3],
     pub g: *const T,
-    pub g_steps: [isize; 2],
-    /// Rows and columns of pixels.
-    pub pixels: [usize; 2],
+    pub g_steps: [isize; 3],
+    /// Images, rows and columns of pixels.
+    pub pixels: [usize; 3],
     /// Added to; rows of the panel's width.
     pub out: *mut T,
     pub valid: usize,
     /// Of each row of the panel, relative to the pixel (depthwise only).
     pub offsets: *const isize,
+}
+
+impl<T> Outer<T> {
+    /// Rows that follow each other without a gap become one long row, then images likewise.
+    pub fn merge(&mut self) {
+        for d in [1, 0] {
+            let even = |steps: [isize; 3]| steps[d] == self.pixels[2] as isize * steps[2];
+            if (d == 1 || self.pixels[1] == 1) && even(self.x_steps) && even(self.g_steps) {
+                self.pixels[2] *= self.pixels[d];
+                self.pixels[d] = 1;
+            }
+        }
+    }
+
+    /// Calls `f` with the first pixel of each row, of x and of g.
+    #[inline(always)]
+    fn rows(&self, mut f: impl FnMut(*const T, *const T)) {
+        for image in 0..self.pixels[0] as isize {
+            for row in 0..self.pixels[1] as isize {
+                let at = |steps: [isize; 3]| image * steps[0] + row * steps[1];
+                f(self.x.wrapping_offset(at(self.x_steps)), self.g.wrapping_offset(at(self.g_steps)));
+            }
+        }
+    }
 }
 
 #[inline(always)]
@@ -247,23 +272,25 @@ unsafe fn outer<T: Real, V: Lanes<T>, const P: usize, const NV: usize>(t: &Outer
     unsafe {
         let masks = masks::<T, V, NV>(t.valid);
         let mut sums = [[V::splat(T::ZERO); NV]; P];
-        for row in 0..t.pixels[0] as isize {
-            let (mut x, mut g) = (t.x.offset(row * t.x_steps[0]), t.g.offset(row * t.g_steps[0]));
-            for _ in 0..t.pixels[1] {
-                let mut grads = [V::splat(T::ZERO); NV];
-                for v in 0..NV {
-                    grads[v] = V::load_some(g.add(v * LANES), masks[v]);
-                }
-                for r in 0..P {
-                    let value = V::splat(*x.add(r));
+        t.rows(
+            #[inline(always)]
+            |mut x, mut g| {
+                for _ in 0..t.pixels[2] {
+                    let mut grads = [V::splat(T::ZERO); NV];
                     for v in 0..NV {
-                        sums[r][v] = sums[r][v].add_product(value, grads[v]);
+                        grads[v] = V::load_some(g.add(v * LANES), masks[v]);
                     }
+                    for r in 0..P {
+                        let value = V::splat(*x.add(r));
+                        for v in 0..NV {
+                            sums[r][v] = sums[r][v].add_product(value, grads[v]);
+                        }
+                    }
+                    x = x.wrapping_offset(t.x_steps[2]);
+                    g = g.wrapping_offset(t.g_steps[2]);
                 }
-                x = x.wrapping_offset(t.x_steps[1]);
-                g = g.wrapping_offset(t.g_steps[1]);
-            }
-        }
+            },
+        );
         for r in 0..P {
             for v in 0..NV {
                 let to = t.out.add((r * NV + v) * LANES);
@@ -280,17 +307,19 @@ unsafe fn outer_depthwise<T: Real, V: Lanes<T>, const P: usize>(t: &Outer<T>) {
         let mask = V::mask(t.valid);
         let offsets = *t.offsets.cast::<[isize; P]>();
         let mut sums = [V::splat(T::ZERO); P];
-        for row in 0..t.pixels[0] as isize {
-            let (mut x, mut g) = (t.x.offset(row * t.x_steps[0]), t.g.offset(row * t.g_steps[0]));
-            for _ in 0..t.pixels[1] {
-                let grads = V::load_some(g, mask);
-                for r in 0..P {
-                    sums[r] = sums[r].add_product(V::load_some(x.offset(offsets[r]), mask), grads);
+        t.rows(
+            #[inline(always)]
+            |mut x, mut g| {
+                for _ in 0..t.pixels[2] {
+                    let grads = V::load_some(g, mask);
+                    for r in 0..P {
+                        sums[r] = sums[r].add_product(V::load_some(x.offset(offsets[r]), mask), grads);
+                    }
+                    x = x.wrapping_offset(t.x_steps[2]);
+                    g = g.wrapping_offset(t.g_steps[2]);
                 }
-                x = x.wrapping_offset(t.x_steps[1]);
-                g = g.wrapping_offset(t.g_steps[1]);
-            }
-        }
+            },
+        );
         for r in 0..P {
             let to = t.out.add(r * LANES);
             V::load(to).add(sums[r]).store(to);

@@ -32,60 +32,134 @@ impl Tensor {
         momentum: f64,
         eps: f64,
     ) -> Result<(Tensor, Option<Running<Tensor>>)> {
-        ensure!(self.rank() >= 2, OP, "needs shape [N, C, ..], got {:?}", self.shape());
-        let channels = self.shape()[1];
-        let vector = |name: &str, t: Option<&Tensor>| match t {
-            Some(t) if *t.shape() == [channels] => {
-                t.to_dtype(self.dtype().computed_in())?.contiguous().map(Some)
-            }
-            Some(t) => bail!(OP, "{name} has shape {:?}, needs [{channels}]", t.shape()),
-            None => Ok(None),
-        };
-        let (weight, bias) = (vector("weight", weight)?, vector("bias", bias)?);
-        let old_mean = vector("running mean", running.map(|r| r.0))?;
-        let old_var = vector("running variance", running.map(|r| r.1))?;
-        let count = self.numel() / channels.max(1);
-        let batch = training || running.is_none();
-        ensure!(!batch || count != 1, OP, "one value a channel has no variance, input {:?}", self.shape());
-        let (mean, var) = match (old_mean.as_ref().filter(|_| !batch), old_var.as_ref()) {
-            (Some(mean), Some(var)) => (mean.detach(), var.detach()),
-            _ => on_device!(
-                self,
-                OP,
-                for_float!(self.dtype(), OP, T => cpu::statistics::<T>(self)),
-                gpu::statistics(self)
-            )?,
-        };
-        let old = match (&old_mean, &old_var) {
-            (Some(m), Some(v)) if training => Some((m.detach(), v.detach())),
-            _ => None,
-        };
-        let unbiased = count as f64 / (count as f64 - 1.0);
-        let (rstd, moved) = on_device!(
-            self,
-            OP,
-            advance(&mean, &var, old.as_ref(), eps, momentum, unbiased),
-            gpu::advance(&mean, &var, old.as_ref(), eps, momentum, unbiased)
-        )?;
-        let moved = match (moved, running) {
-            (Some((m, v)), Some(like)) => Some((m.to_dtype(like.0.dtype())?, v.to_dtype(like.1.dtype())?)),
-            _ => None,
-        };
-        // An untracked tensor stands for what is not there.
-        let inputs = [&weight, &bias].map(|t| t.clone().unwrap_or_else(|| mean.clone()));
-        let bias = bias.map(|b| b.detach());
-        let rule = BatchNorm { x: self.clone(), mean, rstd, weight: weight.map(|w| w.detach()), batch };
-        let y = on_device!(
-            self,
-            OP,
-            for_float!(self.dtype(), OP, T => cpu::forward::<T>(&rule, bias.as_ref())),
-            gpu::forward(&rule, bias.as_ref())
-        )?;
-        Ok((y.record([self, &inputs[0], &inputs[1]], rule)?, moved))
+        normalised(self, After::Nothing, running, weight, bias, training, momentum, eps)
+    }
+
+    /// `relu(batch_norm(x) + residual)`, the end of a branch of a residual network (He et al. 2015), or without a
+    /// residual `relu(batch_norm(x))`; otherwise as [`batch_norm`](Self::batch_norm). On the CPU in one pass.
+    /// Saves: as `batch_norm`, and its result if there is a residual.
+    ///
+    /// # Errors
+    /// As `batch_norm`; if the residual has another shape or dtype.
+    #[track_caller]
+    pub fn batch_norm_relu(
+        &self,
+        residual: Option<&Tensor>,
+        running: Option<Running<&Tensor>>,
+        weight: Option<&Tensor>,
+        bias: Option<&Tensor>,
+        training: bool,
+        momentum: f64,
+        eps: f64,
+    ) -> Result<(Tensor, Option<Running<Tensor>>)> {
+        if let Some(r) = residual {
+            ensure!(
+                r.shape() == self.shape() && r.dtype() == self.dtype(),
+                "batch_norm_relu",
+                "the input is {} {:?}, the residual {} {:?}",
+                self.dtype(),
+                self.shape(),
+                r.dtype(),
+                r.shape()
+            );
+        }
+        #[cfg(gpu)]
+        if crate::gpu::on_gpu(self) {
+            let (y, moved) = self.batch_norm(running, weight, bias, training, momentum, eps)?;
+            let y = residual.map_or_else(|| Ok(y.clone()), |r| y.add(r))?;
+            return Ok((y.relu()?, moved));
+        }
+        normalised(self, After::Relu(residual), running, weight, bias, training, momentum, eps)
     }
 }
 
 const OP: &str = "batch_norm";
+
+/// What follows the normalisation in the same pass.
+#[derive(Clone, Copy)]
+enum After<'a> {
+    Nothing,
+    /// `relu(. + residual)`
+    Relu(Option<&'a Tensor>),
+}
+
+#[track_caller]
+fn normalised(
+    x: &Tensor,
+    after: After,
+    running: Option<Running<&Tensor>>,
+    weight: Option<&Tensor>,
+    bias: Option<&Tensor>,
+    training: bool,
+    momentum: f64,
+    eps: f64,
+) -> Result<(Tensor, Option<Running<Tensor>>)> {
+    ensure!(x.rank() >= 2, OP, "needs shape [N, C, ..], got {:?}", x.shape());
+    let channels = x.shape()[1];
+    let vector = |name: &str, t: Option<&Tensor>| match t {
+        Some(t) if *t.shape() == [channels] => t.to_dtype(x.dtype().computed_in())?.contiguous().map(Some),
+        Some(t) => bail!(OP, "{name} has shape {:?}, needs [{channels}]", t.shape()),
+        None => Ok(None),
+    };
+    let (weight, bias) = (vector("weight", weight)?, vector("bias", bias)?);
+    let old_mean = vector("running mean", running.map(|r| r.0))?;
+    let old_var = vector("running variance", running.map(|r| r.1))?;
+    let count = x.numel() / channels.max(1);
+    let batch = training || running.is_none();
+    ensure!(!batch || count != 1, OP, "one value a channel has no variance, input {:?}", x.shape());
+    let (mean, var) = match (old_mean.as_ref().filter(|_| !batch), old_var.as_ref()) {
+        (Some(mean), Some(var)) => (mean.detach(), var.detach()),
+        _ => on_device!(x, OP, for_float!(x.dtype(), OP, T => cpu::statistics::<T>(x)), gpu::statistics(x))?,
+    };
+    let old = match (&old_mean, &old_var) {
+        (Some(m), Some(v)) if training => Some((m.detach(), v.detach())),
+        _ => None,
+    };
+    let unbiased = count as f64 / (count as f64 - 1.0);
+    let (rstd, moved) = on_device!(
+        x,
+        OP,
+        advance(&mean, &var, old.as_ref(), eps, momentum, unbiased),
+        gpu::advance(&mean, &var, old.as_ref(), eps, momentum, unbiased)
+    )?;
+    let moved = match (moved, running) {
+        (Some((m, v)), Some(like)) => Some((m.to_dtype(like.0.dtype())?, v.to_dtype(like.1.dtype())?)),
+        _ => None,
+    };
+    // An untracked tensor stands for what is not there.
+    let inputs = [&weight, &bias].map(|t| t.clone().unwrap_or_else(|| mean.clone()));
+    let (weight, bias) = (weight.map(|w| w.detach()), bias.map(|b| b.detach()));
+    let rule = BatchNorm { x: x.clone(), mean, rstd, weight, batch, then: Then::Nothing };
+    let y = on_device!(
+        x,
+        OP,
+        for_float!(x.dtype(), OP, T => cpu::forward::<T>(&rule, bias.as_ref(), after)),
+        gpu::forward(&rule, bias.as_ref())
+    )?;
+    Ok((recorded(y, rule, after, bias, &inputs)?, moved))
+}
+
+/// The result's place in the graph; `inputs` are weight and bias.
+fn recorded(
+    y: Tensor,
+    mut rule: BatchNorm,
+    after: After,
+    bias: Option<Tensor>,
+    [w, b]: &[Tensor; 2],
+) -> Result<Tensor> {
+    let x = rule.x.clone();
+    match after {
+        After::Nothing => y.record([&x, w, b], rule),
+        After::Relu(None) => {
+            rule.then = Then::Relu { bias };
+            y.record([&x, w, b], rule)
+        }
+        After::Relu(Some(residual)) => {
+            rule.then = Then::AddRelu { y: y.clone() };
+            y.record([&x, w, b, residual], rule)
+        }
+    }
+}
 
 /// 1/sqrt(var + eps), and what was, moved towards the batch's mean and unbiased variance.
 fn advance(
@@ -114,6 +188,21 @@ struct BatchNorm {
     weight: Option<Tensor>,
     /// Do mean and rstd depend on x?
     batch: bool,
+    then: Then,
+}
+
+/// What the gradient needs of the pass's other operations. The gradient of the normalised values is that of the
+/// result where it is positive, else 0.
+enum Then {
+    Nothing,
+    /// The bias: the result is computed again, which costs less than to read it.
+    Relu {
+        bias: Option<Tensor>,
+    },
+    /// The result.
+    AddRelu {
+        y: Tensor,
+    },
 }
 
 /// With xhat = (x - mean) * rstd: dbias = sum(dy), dweight = sum(dy * xhat), and over a batch of n
@@ -122,229 +211,17 @@ impl Backward for BatchNorm {
     const NAME: &'static str = OP;
 
     fn backward(&self, grad: &Tensor, ctx: &Ctx) -> Result<Grads> {
-        let (dx, dw, db) = on_device!(
+        let (dx, dw, db, dr) = on_device!(
             grad,
             Self::NAME,
             for_float!(grad.dtype(), Self::NAME, T => cpu::backward::<T>(self, grad, ctx.needs(0))),
-            gpu::backward(self, grad, ctx.needs(0))
+            gpu::backward(self, grad, ctx.needs(0)).map(|(dx, dw, db)| (dx, dw, db, None))
         )?;
-        Ok(smallvec![dx, Some(dw), Some(db)])
+        Ok(smallvec![dx, Some(dw), Some(db), dr])
     }
 }
 
-mod cpu {
-    use super::{
-        super::channels::{Channels, at},
-        *,
-    };
-    use crate::{
-        cpu::{
-            axis::Axis,
-            parallel::{GRAIN, SharedMut, for_ranges},
-            pool::CpuVec,
-            simd::simd,
-        },
-        dtype::{Float, Real},
-    };
-    use std::ops::Range;
-
-    /// Channel sums by blocks that stay in the cache while they are read again.
-    struct Blocks {
-        channels: Channels,
-        units: usize,
-        grain: usize,
-    }
-
-    impl Blocks {
-        fn of(axis: &Axis, len: usize) -> Blocks {
-            let channels = Channels::of(axis);
-            let width = channels.width();
-            Blocks { units: len / width.max(1), grain: (GRAIN / width.max(1)).max(1), channels }
-        }
-
-        /// Slots of all blocks: a matrix [parts, channels] of partial sums.
-        fn slots(&self) -> usize {
-            if self.channels.rows() { self.units.div_ceil(self.grain) * self.channels.n } else { self.units }
-        }
-
-        /// Slots of the block `units`.
-        fn of_block(&self, units: &Range<usize>) -> Range<usize> {
-            if self.channels.rows() {
-                let first = units.start / self.grain * self.channels.n;
-                first..first + self.channels.n
-            } else {
-                units.clone()
-            }
-        }
-
-        /// Elements behind one slot of row `part` of the matrix.
-        fn count(&self, part: usize, inner: usize) -> usize {
-            if self.channels.rows() { self.grain.min(self.units - part * self.grain) } else { inner }
-        }
-
-        fn each(&self, f: impl Fn(Range<usize>) + Sync) {
-            for_ranges(self.units, self.grain, f);
-        }
-    }
-
-    /// Mean and biased variance of each channel. Blocks are centred on their own mean and joined after Chan,
-    /// Golub and LeVeque (1979), which keeps the digits where the mean is large.
-    pub fn statistics<T: Float>(x: &Tensor) -> Result<(Tensor, Tensor)> {
-        let axis = Axis::of(x, 1);
-        let x = axis.view(x)?;
-        let xs = x.cpu_slice::<T>();
-        let blocks = Blocks::of(&axis, xs.len());
-        let mut parts = [(); 2].map(|()| CpuVec::<T::Acc>::new(blocks.slots()));
-        let [means, squares] = parts.each_mut().map(|p| SharedMut::new(p));
-        blocks.each(|units| {
-            let slots = blocks.of_block(&units);
-            let (mean, square) = unsafe { (means.slice(slots.clone()), squares.slice(slots)) };
-            let channels = &blocks.channels;
-            // Sums of differences to one element: small numbers, which round less.
-            let (start, n) = (units.start, axis.n);
-            let pivot =
-                |slot: usize| if channels.rows() { start * n + slot } else { (start + slot) * axis.inner };
-            channels.reduce(units.clone(), mean, |slot, _| {
-                let p = unsafe { at(xs, pivot(slot)) }.acc();
-                move |i| unsafe { at(xs, i) }.acc() - p
-            });
-            let count = if channels.rows() { units.len() } else { axis.inner };
-            let share = T::Acc::ONE / T::Acc::of(count as f64);
-            mean.iter_mut().enumerate().for_each(|(slot, m)| *m = xs[pivot(slot)].acc() + *m * share);
-            let mean = &*mean;
-            channels.reduce(units, square, |slot, _| {
-                let m = unsafe { at(mean, slot) };
-                move |i| {
-                    let d = unsafe { at(xs, i) }.acc() - m;
-                    d * d
-                }
-            });
-        });
-        let n = axis.n;
-        let mut mean = CpuVec::<T::Acc>::zeros(n);
-        let mut var = CpuVec::<T::Acc>::zeros(n);
-        let mut total = 0;
-        for (part, (m, s)) in parts[0].chunks_exact(n.max(1)).zip(parts[1].chunks_exact(n.max(1))).enumerate()
-        {
-            let count = blocks.count(part, axis.inner);
-            let share = T::Acc::of(count as f64 / (total + count) as f64);
-            let weight = share * T::Acc::of(total as f64);
-            simd(
-                #[inline(always)]
-                || {
-                    for c in 0..n {
-                        let d = m[c] - mean[c];
-                        mean[c] += d * share;
-                        var[c] += s[c] + d * d * weight;
-                    }
-                },
-            );
-            total += count;
-        }
-        let share = T::Acc::ONE / T::Acc::of(total as f64);
-        var.iter_mut().for_each(|v| *v *= share);
-        Ok((Tensor::from_cpu(mean, n, OP), Tensor::from_cpu(var, n, OP)))
-    }
-
-    pub fn forward<T: Float>(rule: &BatchNorm, bias: Option<&Tensor>) -> Result<Tensor> {
-        let axis = Axis::of(&rule.x, 1);
-        let x = axis.view(&rule.x)?;
-        let (xs, n) = (x.cpu_slice::<T>(), axis.n);
-        let (mean, scale) = (rule.mean.cpu_slice::<T::Acc>(), scale::<T::Acc>(rule));
-        let bias = bias.map_or_else(|| CpuVec::zeros(n), |b| CpuVec::from_slice(b.cpu_slice::<T::Acc>()));
-        let mut out = CpuVec::<T>::new(xs.len());
-        let target = SharedMut::new(&mut out);
-        let blocks = Blocks::of(&axis, xs.len());
-        let (scale, bias) = (&scale[..], &bias[..]);
-        blocks.each(|units| {
-            blocks.channels.apply(units, &target, |_, c| {
-                let (m, s, b) = unsafe { (at(mean, c), at(scale, c), at(bias, c)) };
-                move |i| T::store((unsafe { at(xs, i) }.acc() - m).mul_add(s, b))
-            });
-        });
-        Ok(axis.tensor(out, OP))
-    }
-
-    /// weight * rstd
-    fn scale<A: Real>(rule: &BatchNorm) -> CpuVec<A> {
-        let mut scale = CpuVec::from_slice(rule.rstd.cpu_slice::<A>());
-        if let Some(w) = &rule.weight {
-            scale.iter_mut().zip(w.cpu_slice::<A>()).for_each(|(s, w)| *s *= *w);
-        }
-        scale
-    }
-
-    /// dx, dweight, dbias.
-    pub fn backward<T: Float>(
-        rule: &BatchNorm,
-        grad: &Tensor,
-        input: bool,
-    ) -> Result<(Option<Tensor>, Tensor, Tensor)> {
-        let axis = Axis::of(&rule.x, 1);
-        let (x, grad) = (axis.view(&rule.x)?, axis.view(grad)?);
-        let (xs, gs) = (x.cpu_slice::<T>(), grad.cpu_slice::<T>());
-        let (mean, rstd) = (rule.mean.cpu_slice::<T::Acc>(), rule.rstd.cpu_slice::<T::Acc>());
-        let blocks = Blocks::of(&axis, xs.len());
-        let (mut dw, db) = sums(&blocks, xs, gs, mean);
-        dw.iter_mut().zip(rstd).for_each(|(w, r)| *w *= *r);
-        let mut dx = CpuVec::<T>::new(if input { xs.len() } else { 0 });
-        if input {
-            // dx = a * (dy - b - c * (x - mean))
-            let target = SharedMut::new(&mut dx);
-            let share = if rule.batch { axis.n as f64 / xs.len() as f64 } else { 0.0 };
-            let share = T::Acc::of(share);
-            let a = scale::<T::Acc>(rule);
-            let (mut b, mut c) = (CpuVec::from_slice(&db), CpuVec::from_slice(&dw));
-            b.iter_mut().for_each(|b| *b *= share);
-            c.iter_mut().zip(rstd).for_each(|(c, r)| *c *= *r * share);
-            let (a, b, c) = (&a[..], &b[..], &c[..]);
-            blocks.each(|units| {
-                blocks.channels.apply(units, &target, |_, k| {
-                    let (a, b, c, m) = unsafe { (at(a, k), at(b, k), at(c, k), at(mean, k)) };
-                    move |i| {
-                        let (x, g) = unsafe { (at(xs, i).acc(), at(gs, i).acc()) };
-                        T::store(a * (g - b - c * (x - m)))
-                    }
-                });
-            });
-        }
-        let vector = |v| Tensor::from_cpu(v, axis.n, OP);
-        Ok((input.then(|| axis.tensor(dx, OP)), vector(dw), vector(db)))
-    }
-
-    /// Sums of dy * (x - mean) and of dy for each channel.
-    fn sums<T: Float>(
-        blocks: &Blocks,
-        xs: &[T],
-        gs: &[T],
-        mean: &[T::Acc],
-    ) -> (CpuVec<T::Acc>, CpuVec<T::Acc>) {
-        let mut parts = [(); 2].map(|()| CpuVec::<T::Acc>::new(blocks.slots()));
-        let [dots, plain] = parts.each_mut().map(|p| SharedMut::new(p));
-        blocks.each(|units| {
-            let slots = blocks.of_block(&units);
-            let (dot, plain) = unsafe { (dots.slice(slots.clone()), plain.slice(slots)) };
-            blocks.channels.reduce(units.clone(), plain, |_, _| |i| unsafe { at(gs, i) }.acc());
-            blocks.channels.reduce(units, dot, |_, c| {
-                let m = unsafe { at(mean, c) };
-                move |i| unsafe { at(gs, i).acc() * (at(xs, i).acc() - m) }
-            });
-        });
-        let n = blocks.channels.n;
-        let total = |parts: &[T::Acc]| {
-            let mut total = CpuVec::<T::Acc>::zeros(n);
-            for part in parts.chunks_exact(n.max(1)) {
-                simd(
-                    #[inline(always)]
-                    || total.iter_mut().zip(part).for_each(|(t, p)| *t += *p),
-                );
-            }
-            total
-        };
-        (total(&parts[0]), total(&parts[1]))
-    }
-}
-
+mod cpu;
 #[cfg(gpu)]
 mod gpu;
 
@@ -377,6 +254,30 @@ mod tests {
             )?;
             gradcheck(|t| Ok(t[0].batch_norm(running, None, None, true, 0.1, 1e-5)?.0), &[x])?;
         }
+        Ok(())
+    }
+
+    #[test]
+    fn relu_in_the_same_pass() -> Result<()> {
+        let (w, b, m) = (random(&[3], 1)?, random(&[3], 2)?, random(&[3], 3)?);
+        let v = m.exp()?;
+        let image = random(&[2, 3, 2, 9], 4)?;
+        for x in [image.clone(), image.to_channels_last()?, random(&[5, 3], 5)?] {
+            let inputs = [x.clone(), w.clone(), b.clone(), random(x.shape(), 6)?];
+            for (training, residual) in [(true, true), (true, false), (false, true), (false, false)] {
+                let run = |t: &[Tensor]| {
+                    let added = residual.then(|| &t[3]);
+                    let running = Some((&m, &v));
+                    Ok(t[0].batch_norm_relu(added, running, Some(&t[1]), Some(&t[2]), training, 0.1, 1e-5)?.0)
+                };
+                let y = x.batch_norm(Some((&m, &v)), Some(&w), Some(&b), training, 0.1, 1e-5)?.0;
+                let y = if residual { y.add(&inputs[3])? } else { y }.relu()?;
+                assert_eq!(run(&inputs)?.to_vec::<f64>()?, y.to_vec::<f64>()?);
+                gradcheck(run, &inputs[..if residual { 4 } else { 3 }])?;
+            }
+        }
+        let long = random(&[2, 3, 1, 9], 4)?;
+        assert!(image.batch_norm_relu(Some(&long), None, None, None, true, 0.1, 1e-5).is_err());
         Ok(())
     }
 

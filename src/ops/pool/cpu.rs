@@ -2,14 +2,14 @@
 //! C lanes. With lanes, each window is worked off 16 lanes at a time; without, a row of windows at a time, their
 //! first elements, their second elements, and so on, so that the inner loops run over memory in order.
 
-use super::windows::{Axis, Tap, Windows};
+use super::windows::{Tap, Windows};
 use crate::{
     Tensor,
     cpu::{
         elementwise::{contiguous, dense_strides},
         parallel::{Shared, SharedMut, for_ranges},
         pool::CpuVec,
-        simd::{LANES, fold, simd},
+        simd::{each, fold, simd},
     },
     dtype::{Element, Real},
     shape::{Dims, Strides},
@@ -85,10 +85,9 @@ fn pairs(tap: &Tap, mut f: impl FnMut(usize, usize)) {
     }
 }
 
-/// Rows of windows on all threads: `f(plane, row, first element of the row in the result)`.
+/// The `n` rows of each result on all threads: `f(plane, row, first element of the row in the result)`.
 #[inline(always)]
-fn rows(planes: &Planes, y: &Axis, row_len: usize, f: impl Fn(usize, usize, usize) + Sync) {
-    let n = y.windows.len();
+fn rows(planes: &Planes, n: usize, row_len: usize, f: impl Fn(usize, usize, usize) + Sync) {
     for_ranges(planes.planes * n, (GRAIN / row_len.max(1)).max(1), |range| {
         simd(
             #[inline(always)]
@@ -140,24 +139,6 @@ unsafe fn max_of_window<T: Real, const L: usize>(
     }
 }
 
-/// Calls the code with 16 lanes at a time, then one by one: `each!(lanes, |at, L| code)`.
-macro_rules! each {
-    ($range:expr, |$at:ident, $L:ident| $body:expr) => {{
-        let range: std::ops::Range<usize> = $range;
-        let mut $at = range.start;
-        while $at + LANES <= range.end {
-            const $L: usize = LANES;
-            $body;
-            $at += $L;
-        }
-        while $at < range.end {
-            const $L: usize = 1;
-            $body;
-            $at += $L;
-        }
-    }};
-}
-
 /// The largest elements and where they stand in the plane.
 pub fn max<T: Real>(op: &'static str, x: &Tensor, win: &Windows) -> (Tensor, Tensor) {
     let planes = Planes::of(x);
@@ -171,7 +152,7 @@ pub fn max<T: Real>(op: &'static str, x: &Tensor, win: &Windows) -> (Tensor, Ten
     let row_out = across.windows.len() * lanes;
     rows(
         &planes,
-        down,
+        down.windows.len(),
         row_out,
         #[inline(always)]
         |plane, row, first| {
@@ -246,35 +227,65 @@ fn images<T: Real>(
 pub fn max_backward<T: Real>(op: &'static str, g: &Tensor, at: &Tensor, win: &Windows) -> Tensor {
     let planes = Planes::of(at);
     let (g, at) = (planes.arrange::<T>(g), planes.arrange::<i32>(at));
+    if planes.lanes > 1 {
+        return max_backward_of_lanes::<T>(op, &planes, &g, &at, win);
+    }
     let (source, indices) = (Shared(g.cpu_ptr::<T>()), Shared(at.cpu_ptr::<i32>()));
-    let ([ny, nx], all) = (win.count(), planes.lanes);
+    let n = win.count()[0] * win.count()[1];
     images::<T>(
         op,
         &planes,
         win,
         #[inline(always)]
-        |dx, plane, lanes| {
-            for i in 0..ny * nx {
-                let from = (plane * ny * nx + i) * all;
-                let (g, at) = unsafe { (source.ptr().add(from), indices.ptr().add(from)) };
-                if all == 1 {
-                    // Indices are those of pixels, so they lie within the plane.
-                    unsafe { *dx.add(*at as usize) += *g };
-                    continue;
-                }
-                each!(lanes.clone(), |l, L| unsafe {
-                    let g = g.add(l).cast::<[T; L]>().read_unaligned();
-                    let at = at.add(l).cast::<[i32; L]>().read_unaligned();
-                    win.pixels(i / nx, i % nx, |pixel| {
-                        let dx = dx.add(pixel * all + l);
-                        for k in 0..L {
-                            *dx.add(k) += if at[k] == pixel as i32 { g[k] } else { T::ZERO };
-                        }
-                    });
-                });
+        |dx, plane, _| {
+            for i in plane * n..(plane + 1) * n {
+                // Indices are those of pixels, so they lie within the plane.
+                unsafe { *dx.add(*indices.ptr().add(i) as usize) += *source.ptr().add(i) };
             }
         },
     )
+}
+
+/// The same by pixels: each takes the gradients of those of its windows of which it was the largest, so that every
+/// element is written once.
+fn max_backward_of_lanes<T: Real>(
+    op: &'static str,
+    planes: &Planes,
+    g: &Tensor,
+    at: &Tensor,
+    win: &Windows,
+) -> Tensor {
+    let (shape, strides) = planes.strides(win.size());
+    let mut out = CpuVec::<T>::new(crate::shape::count(&shape));
+    let target = SharedMut::new(&mut out);
+    let (source, indices, lanes) = (Shared(g.cpu_ptr::<T>()), Shared(at.cpu_ptr::<i32>()), planes.lanes);
+    let ([_, width], [ny, nx]) = (win.size(), win.count());
+    let [down, across] = [0, 1].map(|d| win.axes[d].holders());
+    rows(
+        planes,
+        win.size()[0],
+        width * lanes,
+        #[inline(always)]
+        |plane, y, first| {
+            let dx = unsafe { target.slice(first..first + width * lanes) };
+            for (x, dx) in dx.chunks_exact_mut(lanes).enumerate() {
+                let pixel = (y * width + x) as i32;
+                each!(0..lanes, |l, L| {
+                    let mut sums = [T::ZERO; L];
+                    for window in down[y].iter().flat_map(|i| across[x].iter().map(move |j| i * nx + j)) {
+                        let from = (plane * ny * nx + window) * lanes + l;
+                        let g = unsafe { source.ptr().add(from).cast::<[T; L]>().read_unaligned() };
+                        let at = unsafe { indices.ptr().add(from).cast::<[i32; L]>().read_unaligned() };
+                        for k in 0..L {
+                            sums[k] += if at[k] == pixel { g[k] } else { T::ZERO };
+                        }
+                    }
+                    dx[l..l + L].copy_from_slice(&sums);
+                });
+            }
+        },
+    );
+    Tensor::from_cpu_strided(out, shape, strides, op)
 }
 
 /// Means of windows.
@@ -290,7 +301,7 @@ pub fn average<T: Real>(op: &'static str, x: &Tensor, win: &Windows) -> Tensor {
     let add = |a: T, b: T| a + b;
     rows(
         &planes,
-        down,
+        down.windows.len(),
         row_out,
         #[inline(always)]
         |plane, row, first| {

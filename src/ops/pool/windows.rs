@@ -85,6 +85,15 @@ impl Axis {
         Axis { size, windows, step, taps }
     }
 
+    /// Of each pixel, the windows in which it lies, first to last.
+    pub fn holders(&self) -> Vec<Vec<usize>> {
+        let mut holders = vec![Vec::new(); self.size];
+        for i in 0..self.windows.len() {
+            self.pixels(i).for_each(|pixel| holders[pixel].push(i));
+        }
+        holders
+    }
+
     /// The pixels of window `i`.
     pub fn pixels(&self, i: usize) -> impl Iterator<Item = usize> + use<> {
         let (window, step) = (self.windows[i], self.step);

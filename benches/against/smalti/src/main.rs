@@ -7,10 +7,13 @@ mod worker;
 
 use smalti::{
     BackwardOptions, ConvOptions, CrossEntropy, DType, Rng, Tensor,
-    nn::{Block, BlockConfig, BlockNames, Gelu, Params},
+    nn::{Block, BlockConfig, BlockNames, Gelu, Linear, Params, Statistics},
     optim::{AdamW, Algorithm, Optimizer, no_decay_1d},
 };
-use smalti_models::mae::{Mae, MaeConfig};
+use smalti_models::{
+    backbones::resnet::{ResNet, ResNetConfig},
+    mae::{Mae, MaeConfig},
+};
 use worker::shapes::{self, BATCH, DECODER, ENCODER, PATCHES, SIDE};
 use worker::{Outputs, Result, Variant, fill, mean_square, serve, sizes, variant};
 
@@ -83,6 +86,41 @@ fn vit_block(dy: Tensor) -> Result<Variant> {
         let mut grads = y.backward_with(&options)?;
         let mut all = vec![y];
         all.push(grads.remove(&x).ok_or("a gradient is missing")?);
+        for param in params.trained() {
+            all.push(grads.remove(&param).ok_or("a gradient is missing")?);
+        }
+        Ok(outputs(all))
+    }))
+}
+
+/// Gives a network's parameters their numbers, by a rule on names and shapes that the other workers have too.
+fn set_network(params: &Params, seed: u32) -> smalti::Result<()> {
+    for (i, param) in params.trained().iter().enumerate() {
+        let shape = param.value().shape().to_vec();
+        let fan = match shape[..] {
+            [out, _, height, width] => out * height * width,
+            _ => shape.iter().sum(),
+        };
+        let scale = if shape.len() == 1 { 0.1 } else { (6.0 / fan as f64).sqrt() };
+        let gain = shape.len() == 1 && param.name().ends_with("weight");
+        param.set(&tensor(&shape, seed + i as u32, scale, f64::from(u8::from(gain)))?)?;
+    }
+    Ok(())
+}
+
+fn resnet50() -> Result<Variant> {
+    let (params, rng) = (Params::new(), &mut Rng::new(0));
+    let config = ResNetConfig::preset(50).ok_or("no preset")?;
+    let network = ResNet::new(&params, &config, Statistics::Batch, rng)?;
+    let head = Linear::new(&params.sub("fc"), config.features(), 1000, true, rng)?;
+    set_network(&params, 200)?;
+    let images = tensor(&[BATCH, 3, SIDE, SIDE], 7, 1.7, 0.0)?.to_channels_last()?;
+    let dy = tensor(&[BATCH, 1000], 9, 1.0, 0.0)?;
+    Ok(variant("smalti_models::resnet, channels_last", move || {
+        let y = head.forward(&network.forward(&images, true)?)?;
+        let options = BackwardOptions { grad: Some(dy.clone()), ..Default::default() };
+        let mut grads = y.backward_with(&options)?;
+        let mut all = vec![y];
         for param in params.trained() {
             all.push(grads.remove(&param).ok_or("a gradient is missing")?);
         }
@@ -219,6 +257,7 @@ fn cases(name: &str) -> Result<Option<Vec<Variant>>> {
         ("info_nce", _) => info_nce(name)?,
         ("conv2d", _) => conv2d(name, plain)?,
         (_, "vit_block") => vec![vit_block(dy()?)?],
+        (_, "resnet50") => vec![resnet50()?],
         (_, "mae_step") => vec![mae_step()?],
         _ => return Ok(None),
     }))
