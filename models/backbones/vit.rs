@@ -142,12 +142,7 @@ pub struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    pub(crate) fn new(
-        params: &Params,
-        config: &VitConfig,
-        bias: bool,
-        rng: &mut Rng,
-    ) -> Result<PatchEmbed> {
+    pub(crate) fn new(params: &Params, config: &VitConfig, bias: bool, rng: &mut Rng) -> Result<PatchEmbed> {
         let p = config.patch_size;
         let shape = [config.embed_dim, config.in_chans, p, p];
         let weight = params.param("weight", init::xavier_uniform(shape, rng)?)?;
