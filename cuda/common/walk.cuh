@@ -50,7 +50,7 @@ template <int N> Walk<N> make_walk(int rank, const int64_t* shape, const int64_t
 template <class I, int N> DEV void offsets(const Walk<N>& w, int64_t i, int64_t (&o)[N]) {
   for (int n = 0; n < N; n++) o[n] = 0;
   I rest = (I)i;
-  for (int d = w.rank - 1; d > 0; d--) {
+  ROLLED for (int d = w.rank - 1; d > 0; d--) {
     const I size = (I)w.shape[d], q = rest / size, c = rest - q * size;
     for (int n = 0; n < N; n++) o[n] += (int64_t)c * w.stride[n][d];
     rest = q;
