@@ -1,8 +1,8 @@
 // Walking strided tensors: the dimensions of several operands merged as far as they go, so that a kernel divides
 // by few sizes, and vectors of up to 16 bytes where every operand allows it.
 #pragma once
-#include "../compat.cuh"
 #include "../kernels.h"
+#include "../mma.cuh"
 
 namespace smalti {
 inline namespace walk {
@@ -17,7 +17,7 @@ constexpr int kThreads = 64;
 /// `V` elements that are moved at once (16 bytes at most).
 template <class T, int V> struct alignas(sizeof(T) * V) Vec { T v[V]; };
 template <int V, class T> DEV Vec<T, V> load_vec(const T* p) { return *(const Vec<T, V>*)p; }
-template <int V, class T> DEV void store_vec(T* p, const Vec<T, V>& v) { *(Vec<T, V>*)p = v; }
+template <int V, class T> DEV void store_vec(T* p, const Vec<T, V>& v) { store_whole(p, v); }
 /// Elements of 16 bytes.
 template <class T> constexpr int kVec = 16 / (int)sizeof(T);
 
