@@ -7,6 +7,9 @@
 #define DEV __device__ __forceinline__
 #define HOST_DEV __host__ __device__ __forceinline__
 #define UNROLL _Pragma("unroll")
+/// A loop that stays one, and a function that is called: unrolled and inlined they would only make code.
+#define ROLLED _Pragma("unroll 1")
+#define APART static __device__ __noinline__
 /// Dynamic shared memory of the block, 128-byte aligned. Kernels use no other.
 #define DYN_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
 /// Launches `kernel`; `rc` (an int that is 0 before) takes the status. Use it as a statement.
@@ -26,6 +29,8 @@
 #define DEV inline
 #define HOST_DEV inline
 #define UNROLL
+#define ROLLED
+#define APART inline
 #define DYN_SMEM(name) unsigned char* name = simt::ctx().dyn
 #define LAUNCH(rc, kernel, grid, block, smem, stream, ...)                                                   \
   do {                                                                                                       \
@@ -51,6 +56,11 @@ inline unsigned grid_for(int64_t n, int64_t block) {
 #endif
   const int64_t want = (n + block - 1) / block;
   return (unsigned)(want < 1 ? 1 : want < most ? want : most);
+}
+
+/// a / b for numbers that are seldom large.
+HOST_DEV int64_t divide(int64_t a, int64_t b) {
+  return ((uint64_t)a | (uint64_t)b) >> 32 ? a / b : (int64_t)((uint32_t)a / (uint32_t)b);
 }
 
 /// Status of a launcher that was handed something it does not do (an invalid value, in CUDA's numbering).

@@ -58,17 +58,17 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 2 : 1) slopes(const 
     column_lse[j] = inside ? p.columns[c] : (A)INFINITY;
     column_dot[j] = inside ? p.rows[2 * n + c] : A(0);
   }
+  const Bounds in(at, p.r_end - r0, p.c_end - c0, r0 + p.label - c0);
   UNROLL for (int i = 0; i < 8; i++) {
     const int64_t r = r0 + at.row(i);
-    const bool inside = r < p.r_end;
+    const bool inside = in.row(i);
     const A lse = inside ? p.rows[r] : A(0), dot = inside ? p.rows[2 * n + r] : A(0);
     UNROLL for (int j = 0; j < 8; j++) {
-      const int64_t c = c0 + at.column(j);
       const A raw = s.at(i, j), logit = raw * factor;
       const A by_row = two_to(logit - lse), by_column = two_to(logit - column_lse[j]);
       A g = by_row + by_column;
-      if (inside && c < p.c_end) {
-        if (c == r + p.label) g = -(p.rows[n + r] + (p.columns ? p.columns[m + c] : A(0)));
+      if (inside && in.column(j)) {
+        if (in.positive(i, j)) g = -(p.rows[n + r] + (p.columns ? p.columns[m + c0 + at.column(j)] : A(0)));
         else sum += by_row * (raw - dot) + by_column * (raw - column_dot[j]);
       } else {
         g = 0;

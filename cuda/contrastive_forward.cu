@@ -22,7 +22,7 @@ template <class T> struct Sweep {
 };
 
 /// Joins a partial (m, l) to a running one.
-template <class A> HOST_DEV void join(A& m, A& l, A pm, A pl) {
+template <class A> DEV void join(A& m, A& l, A pm, A pl) {
   const A top = pm > m ? pm : m, shift = top == -(A)INFINITY ? A(0) : top;
   l = l * two_to(m - shift) + pl * two_to(pm - shift);
   m = top;
@@ -63,12 +63,10 @@ template <class A> DEV void column_partials(Fragment<A>& s, const Place& at, A* 
 }
 
 /// Products become logits to base 2; what does not count becomes -infinity.
-template <class A> DEV void logits(Fragment<A>& s, const Place& at, A factor, int64_t r0, int64_t c0, int64_t n, int64_t m, int64_t label) {
+template <class A> DEV void logits(Fragment<A>& s, const Bounds& in, A factor) {
   UNROLL for (int i = 0; i < 8; i++)
-    UNROLL for (int j = 0; j < 8; j++) {
-      const int64_t r = r0 + at.row(i), c = c0 + at.column(j);
-      s.at(i, j) = r < n && c < m && c != r + label ? s.at(i, j) * factor : -(A)INFINITY;
-    }
+    UNROLL for (int j = 0; j < 8; j++)
+      s.at(i, j) = in.row(i) && in.column(j) && !in.positive(i, j) ? s.at(i, j) * factor : -(A)INFINITY;
 }
 
 template <class T, bool KM>
@@ -88,7 +86,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 2 : 1) lse_tiles(con
   for (int64_t tile = group * p.group_tiles; tile < end; tile++) {
     const int64_t c0 = tile * TILE;
     product<T, false, KM>(s, p.q, p.k, r0, c0, 0, p.depth, shared, at, tid);
-    logits(s, at, factor, r0, c0, n, m, p.label);
+    logits(s, Bounds(at, n - r0, m - c0, r0 + p.label - c0), factor);
     row_partials(s, at, row_m, row_l);
     if (p.column_part) column_partials(s, at, column_m, column_l);
     if (p.above_part) {
@@ -158,24 +156,47 @@ template <class A> struct Merge {
   bool start, last;
 };
 
-/// Partial results of `count` rows or columns, in order.
-template <class A> __global__ void merge(const Merge<A> p) {
-  const int64_t threads = (int64_t)gridDim.x * blockDim.x;
-  for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < p.count; i += threads) {
-    const int64_t at = p.first + i;
-    A m = p.start ? -(A)INFINITY : p.running[at * 2], l = p.start ? A(0) : p.running[at * 2 + 1];
-    for (int64_t t = 0; t < p.parts; t++) join(m, l, p.part[(t * p.step + i) * 2], p.part[(t * p.step + i) * 2 + 1]);
-    if (p.last) {
-      settle(m, l, p.dots[at] * *p.scale * (A)LOG2E, p.side + at, p.side + p.size + at, p.losses + at);
-    } else {
-      p.running[at * 2] = m;
-      p.running[at * 2 + 1] = l;
+/// Threads of a block that share the parts of a result.
+constexpr int SLICES = 16;
+template <class A> constexpr int merge_bytes = 32 * SLICES * (2 * (int)sizeof(A) + 4);
+
+/// Partial results of `count` rows or columns: 32 neighbours a block, each with its parts in SLICES runs, which are then
+/// joined in order.
+template <class A> __global__ void __launch_bounds__(32 * SLICES) merge(const Merge<A> p) {
+  DYN_SMEM(shared);
+  A *maxima = (A*)shared, *sums = maxima + 32 * SLICES;
+  int32_t* counts = (int32_t*)(sums + 32 * SLICES);
+  const int tid = threadIdx.x, slice = tid >> 5;
+  const int64_t run = (p.parts + SLICES - 1) / SLICES, from = slice * run, to = min(from + run, p.parts);
+  for (int64_t first = (int64_t)blockIdx.x * 32; first < p.count; first += (int64_t)gridDim.x * 32) {
+    const int64_t i = first + (tid & 31), at = p.first + i;
+    const bool inside = i < p.count;
+    A m = -(A)INFINITY, l = 0;
+    int32_t above = 0;
+    for (int64_t t = from; t < to && inside; t++) {
+      const A* part = p.part + (t * p.step + i) * 2;
+      join(m, l, part[0], part[1]);
+      if (p.rank) above += p.above[t * p.step + i];
     }
-    if (p.rank) {
-      int64_t above = 0;
-      for (int64_t t = 0; t < p.parts; t++) above += p.above[t * p.step + i];
-      p.rank[at] = above;
+    maxima[tid] = m;
+    sums[tid] = l;
+    counts[tid] = above;
+    __syncthreads();
+    if (slice == 0 && inside) {
+      if (!p.start) join(m, l, p.running[at * 2], p.running[at * 2 + 1]);
+      ROLLED for (int s = tid + 32; s < 32 * SLICES; s += 32) {
+        join(m, l, maxima[s], sums[s]);
+        above += counts[s];
+      }
+      if (p.last) {
+        settle(m, l, p.dots[at] * *p.scale * (A)LOG2E, p.side + at, p.side + p.size + at, p.losses + at);
+      } else {
+        p.running[at * 2] = m;
+        p.running[at * 2 + 1] = l;
+      }
+      if (p.rank) p.rank[at] = above;
     }
+    __syncthreads();  // the next results overwrite the slices
   }
 }
 
@@ -246,9 +267,9 @@ int32_t forward(const Problem& x, const smalti_contrastive& c, Acc<T>* loss, Acc
     }
     Merge<A> r{plan.row_part, scale, dots, plan.above, nullptr, rows, plan.losses, rank, plan.groups, s.chunk_rows, x.n,
                s.first, min(here * TILE, x.n - s.first), true, true};
-    if (!rc) LAUNCH_FLAT(rc, merge<A>, dim3(grid_for(r.count, 128)), dim3(128), stream, r);
+    if (!rc) LAUNCH(rc, merge<A>, dim3(grid_for(r.count, 32)), dim3(32 * SLICES), merge_bytes<A>, stream, r);
     Merge<A> k{plan.column_part, scale, dots, nullptr, plan.running, columns, plan.losses + x.n, nullptr, here, x.m, x.m, 0, x.m, tile == 0, last};
-    if (!rc && x.both) LAUNCH_FLAT(rc, merge<A>, dim3(grid_for(x.m, 128)), dim3(128), stream, k);
+    if (!rc && x.both) LAUNCH(rc, merge<A>, dim3(grid_for(x.m, 32)), dim3(32 * SLICES), merge_bytes<A>, stream, k);
   }
   if (!rc)
     LAUNCH(rc, mean_loss<A>, dim3(1), dim3(512), 16 * sizeof(double), stream, plan.losses, x.n * (x.both ? 2 : 1), x.weight(), loss);

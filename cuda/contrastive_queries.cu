@@ -28,13 +28,13 @@ template <class T, bool KM> __global__ void __launch_bounds__(THREADS, 1) walk_k
   for (int64_t tile = part * p.part; tile < end; tile++) {
     const int64_t c0 = tile * TILE;
     product<T, false, KM>(s, p.q, p.k, r0, c0, 0, p.d, shared, at, tid);
+    const Bounds in(at, n - r0, m - c0, r0 + p.label - c0);
     UNROLL for (int i = 0; i < 8; i++) {
       const int64_t r = r0 + at.row(i);
       const float lse = r < n ? p.rows[r] : INFINITY, miss = r < n ? p.rows[n + r] : 0.f;
       UNROLL for (int j = 0; j < 8; j++) {
-        const int64_t c = c0 + at.column(j);
         const float x = two_to(s.at(i, j) * factor - lse);
-        s.at(i, j) = c == r + p.label ? -miss : c < m ? x : 0.f;
+        s.at(i, j) = in.positive(i, j) ? -miss : in.column(j) ? x : 0.f;
       }
       UNROLL for (int j = 0; j < 8; j += 2)
         *(uint32_t*)(g + at.row(i) * LD_M + at.column(j)) = pack(T{}, s.at(i, j), s.at(i, j + 1));

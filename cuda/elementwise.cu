@@ -163,7 +163,7 @@ template <class T, class F> __global__ void __launch_bounds__(256) flat1(int64_t
   for (int64_t i = first; i < whole; i += step) {
     Pack<T, N> a = ((const Pack<T, N>*)x)[i];
     UNROLL for (int k = 0; k < N; k++) a.v[k] = f(a.v[k]);
-    ((Pack<T, N>*)y)[i] = a;
+    store_whole((Pack<T, N>*)y + i, a);
   }
   for (int64_t i = whole * N + first; i < n; i += step) y[i] = f(x[i]);
 }
@@ -183,7 +183,7 @@ template <class A, class B, class F> __global__ void __launch_bounds__(256) flat
     const Pack<A, N> a = ((const Pack<A, N>*)x)[i], b = ((const Pack<A, N>*)z)[i];
     Pack<B, N> c;
     UNROLL for (int k = 0; k < N; k++) c.v[k] = f(a.v[k], b.v[k]);
-    ((Pack<B, N>*)y)[i] = c;
+    store_whole((Pack<B, N>*)y + i, c);
   }
   for (int64_t i = whole * N + first; i < n; i += step) y[i] = f(x[i], z[i]);
 }

@@ -22,14 +22,13 @@ struct GridAxis {
   int32_t padding, corners;
 };
 
-/// Mirrors `x` at `low` and at `low + span`; the slope.
-DEV double reflect(double x, double low, double span, double& slope) {
-  slope = 1.0;
-  if (span == 0.0) return 0.0;
+struct Mirrored { double x, slope; };
+/// `x` mirrored at `low` and at `low + span`. A call: its remainders, inlined for each tap, would be most of the file.
+APART Mirrored reflect(double x, double low, double span) {
+  if (span == 0.0) return {0.0, 1.0};
   const double from = x < low ? low - x : x - low, sign = x < low ? -1.0 : 1.0, rest = fmod(from, span);
   const bool even = fmod(floor(from / span), 2.0) == 0.0;
-  slope = even ? sign : -sign;
-  return even ? rest + low : span - rest + low;
+  return {even ? rest + low : span - rest + low, even ? sign : -sign};
 }
 
 /// Brings a place into the image as the padding demands.
@@ -37,7 +36,11 @@ DEV double pad(const GridAxis& a, double x, double& slope) {
   const double last = (double)(a.size - 1);
   slope = 1.0;
   if (a.padding == SMALTI_PAD_ZEROS) return x;
-  if (a.padding == SMALTI_PAD_REFLECTION) x = a.corners ? reflect(x, 0.0, last, slope) : reflect(x, -0.5, last + 1.0, slope);
+  if (a.padding == SMALTI_PAD_REFLECTION) {
+    const Mirrored m = a.corners ? reflect(x, 0.0, last) : reflect(x, -0.5, last + 1.0);
+    x = m.x;
+    slope = m.slope;
+  }
   if (x > 0.0 && x < last) return x;
   slope = 0.0;
   return x >= last && x > 0.0 ? last : 0.0;  // NaN goes to the first pixel

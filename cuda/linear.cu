@@ -27,7 +27,7 @@ __global__ void linear_gelu(const T* product, const T* bias, T* y, int64_t total
       const Acc<T> z = widen(p.v[k]) + widen(b.v[k]);
       out.v[k] = narrow<T>(z * phi(z));
     }
-    ((P*)y)[i] = out;
+    store_whole((P*)y + i, out);
   }
 }
 
@@ -59,7 +59,7 @@ __global__ void linear_slabs(const T* x, const T* product, const T* bias, T* dz,
           out.v[k] = narrow<T>(d);
           sum[k] += d;
         }
-        ((P*)dz)[r * groups + g] = out;
+        store_whole((P*)dz + r * groups + g, out);
       } else {
         UNROLL for (int k = 0; k < V; k++) sum[k] += widen(in.v[k]);
       }

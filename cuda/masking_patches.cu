@@ -29,8 +29,8 @@ template <class In, class Out, bool AFFINE> DEV Out convert(In v, const Affine<A
 
 /// Offset of the first pixel of patch number `at` of the result.
 DEV int64_t corner(const Grid& g, const int64_t* ids, int64_t at) {
-  const int64_t n = at / g.patches, patch = ids ? ids[at] : at - n * g.patches;
-  const int64_t row = patch / g.columns, column = patch - row * g.columns;
+  const int64_t n = divide(at, g.patches), patch = ids ? ids[at] : at - n * g.patches;
+  const int64_t row = divide(patch, g.columns), column = patch - row * g.columns;
   return n * g.step_n + row * g.p * g.step_y + column * g.p * g.step_x;
 }
 
@@ -43,7 +43,7 @@ __global__ void __launch_bounds__(kBlock)
   const int run = LAST ? g.p * g.c : g.p, parts = g.width / V;
   const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   const int64_t step = (int64_t)gridDim.x * warps;
-  for (int64_t at = (int64_t)blockIdx.x * warps + (threadIdx.x >> 5); at < rows; at += step) {
+  ROLLED for (int64_t at = (int64_t)blockIdx.x * warps + (threadIdx.x >> 5); at < rows; at += step) {
     const In* patch = x + corner(g, ids, at);
     Out* to = y + at * g.width;
     for (int i = lane; i < parts; i += 32) {
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kBlock)
   const int parts = g.width / 12, quads = g.p / 4;
   const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   const int64_t step = (int64_t)gridDim.x * warps;
-  for (int64_t at = (int64_t)blockIdx.x * warps + (threadIdx.x >> 5); at < rows; at += step) {
+  ROLLED for (int64_t at = (int64_t)blockIdx.x * warps + (threadIdx.x >> 5); at < rows; at += step) {
     const In* patch = x + corner(g, ids, at);
     Out* to = y + at * g.width;
     for (int i = lane; i < parts; i += 32) {
@@ -107,10 +107,10 @@ __global__ void __launch_bounds__(kBlock)
   const int parts = g.width, area = g.p * g.p;
   const int lane = threadIdx.x & 31, warps = blockDim.x >> 5;
   const int64_t step = (int64_t)gridDim.x * warps;
-  for (int64_t at = (int64_t)blockIdx.x * warps + (threadIdx.x >> 5); at < rows; at += step) {
+  ROLLED for (int64_t at = (int64_t)blockIdx.x * warps + (threadIdx.x >> 5); at < rows; at += step) {
     const In* patch = x + corner(g, ids, at);
     Out* to = y + at * g.width;
-    for (int i = lane; i < parts; i += 32) {
+    ROLLED for (int i = lane; i < parts; i += 32) {
       const int c = last ? i % g.c : i / area, pixel = last ? i / g.c : i % area, line = pixel / g.p;
       to[i] = convert<In, Out, AFFINE>(patch[c * g.step_c + line * g.step_y + (pixel - line * g.p) * g.step_x], affine, c);
     }
@@ -122,11 +122,11 @@ template <class T, int V>
 __global__ void __launch_bounds__(kBlock)
     unpatch(const T* __restrict__ x, Grid g, int64_t h, int64_t w, bool last, int64_t total, T* __restrict__ y) {
   const int64_t step = (int64_t)gridDim.x * blockDim.x, parts = w / V;
-  for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < total; i += step) {
-    const int64_t line = i / parts, px = (i - line * parts) * V, plane = line / h, py = line - plane * h;
-    const int64_t n = plane / g.c, c = plane - n * g.c, column = px / g.p;
-    const int64_t patch = (n * g.all + py / g.p * g.columns + column) * g.width;
-    const int64_t row = py % g.p, at = px - column * g.p;
+  ROLLED for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < total; i += step) {
+    const int64_t line = divide(i, parts), px = (i - line * parts) * V, plane = divide(line, h), py = line - plane * h;
+    const int64_t n = divide(plane, g.c), c = plane - n * g.c, column = divide(px, g.p), band = divide(py, g.p);
+    const int64_t patch = (n * g.all + band * g.columns + column) * g.width;
+    const int64_t row = py - band * g.p, at = px - column * g.p;
     if constexpr (V > 1) {  // channels first only
       store_vec<V>(y + line * w + px, load_vec<V>(x + patch + (c * g.p + row) * g.p + at));
     } else {

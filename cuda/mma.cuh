@@ -63,6 +63,8 @@ DEV void mma16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b
 DEV void mma16816h(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
   asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1)); }
+DEV void st16(void* g, uint4 v) {
+  asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(g)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
 DEV void cp16(void* s, const void* g) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(sptr(s)), "l"(g) : "memory"); }
 DEV void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> DEV void cp_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
@@ -115,6 +117,10 @@ template <bool HALF> inline void mma16816_(float (&c)[4], const uint32_t (&a)[4]
 }
 inline void mma16816(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line = __builtin_LINE()) { mma16816_<false>(c, a, b0, b1, line); }
 inline void mma16816h(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, int line = __builtin_LINE()) { mma16816_<true>(c, a, b0, b1, line); }
+inline void st16(void* g, uint4 v, int line = __builtin_LINE()) {
+  if ((uintptr_t)g & 15) simt::die("16-byte store: address not aligned", line);
+  std::memcpy(g, &v, 16);
+}
 // cp.async really is asynchronous here: data lands at issue or only at wait, by seed.
 inline void cp16(void* s, const void* g, int line = __builtin_LINE()) {
   if (((uintptr_t)s | (uintptr_t)g) & 15) simt::die("cp.async: address not 16-byte aligned", line);
@@ -130,6 +136,17 @@ template <int N> inline void cp_wait() {
   t->cp.resize(k);
 }
 #endif
+/// Stores a vector to global memory at once: one that is assigned, the compiler may cut into its elements.
+template <class R> DEV void store_whole(void* to, const R& v) {
+  auto as = [&](auto words) {
+    __builtin_memcpy(&words, &v, sizeof(R));
+    return words;
+  };
+  if constexpr (sizeof(R) == 16) st16(to, as(uint4()));
+  else if constexpr (sizeof(R) == 8) *(uint64_t*)to = as(uint64_t());
+  else if constexpr (sizeof(R) == 4) *(uint32_t*)to = as(uint32_t());
+  else *(R*)to = v;
+}
 /// The matrix instruction and the pair packing of an element type.
 DEV void mma(bf16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma16816(c, a, b0, b1); }
 DEV void mma(f16, float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) { mma16816h(c, a, b0, b1); }

@@ -45,6 +45,18 @@ stage() {
     [ "$mib" -le 60 ] || { echo "more than 60 MiB" >&2; exit 1; }
 }
 
+# What `run` needs, or one sentence that says what is missing.
+require_gpu() {
+    [ -x "$stage/kernel_tests" ] || {
+        echo "there is no $stage here: 'scripts/gpu.sh stage' makes it on a machine with cargo" >&2
+        exit 1
+    }
+    nvidia-smi -L 2> /dev/null | grep -q GPU || {
+        echo "nvidia-smi finds no GPU here, and 'run' measures on one; 'scripts/gpu.sh rehearse' works without" >&2
+        exit 1
+    }
+}
+
 # Libraries that come with PyTorch: cuBLASLt and cuDNN are opened when they are first used.
 use_libraries() {
     local folders
@@ -111,6 +123,7 @@ case ${1:-} in
     run)
         shift
         [ $# -gt 0 ] || set -- tests sanitize bench
+        require_gpu
         mkdir -p "$out"
         use_libraries
         for part in "$@"; do

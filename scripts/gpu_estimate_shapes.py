@@ -96,8 +96,11 @@ def dkv_bytes(warps, win=0):
     return 2 * warps * 16 * ROW + 128 * ROW + 512 + 64 * 4 * ((2 * win + 11) // 16 * 16 + 4 if win else 0)
 
 
-def delta(file, rows, row_bytes):
-    return Launch("delta", file, "delta_rowsI.*bf16", 256, 0, min(-(-rows // 8), SMS * 16), 2 * rows * row_bytes, turns=rows)
+def delta(rows, row_bytes):
+    """cuda/attention/delta.cuh: a lane for each 16 bytes of a row."""
+    together = 32 * 16 // row_bytes
+    return Launch("delta", "attention/backward", "delta_rowsI.*bf16", 256, 0, min(-(-rows // (8 * together)), SMS * 16), 2 * rows * row_bytes,
+                  turns=rows / together)
 
 
 def tables(win, units, busy, inner, size):
@@ -137,7 +140,7 @@ def vitdet(win, heads=12, batch=8, side=64):
     floors = (538, 1353) if whole else (47, 94)
     return [Case(name + ", forward", shape, floors[0], gflop[0] * 1e9, 4 * tensor, aims[0], [fwd]),
             Case(name + ", backward", shape, floors[1], gflop[1] * 1e9, 8 * tensor, aims[1],
-                 [delta(w + "backward", queries, 128), dq, dkv, parts])]
+                 [delta(queries, 128), dq, dkv, parts])]
 
 
 def plain(name, length, floors, gflop, batch=256, heads=16):
@@ -154,7 +157,7 @@ def plain(name, length, floors, gflop, batch=256, heads=16):
     dkv = Launch("dk, dv", b, "dkv_mmaI.*bf16ELi64ELb0E", wb * 32, dkv_bytes(wb), groups * tb, 6 * tensor, [-(-rows // 32)],
                  {-1: 8 + 16 / wb, 0: 16 / wb}, active=busy_b)
     return [Case(f"attention {name}, forward", shape, floors[0], gflop[0] * 1e9, 4 * tensor, (), [fwd]),
-            Case(f"attention {name}, backward", shape, floors[1], gflop[1] * 1e9, 8 * tensor, (), [delta(b, groups * length, 128), dq, dkv])]
+            Case(f"attention {name}, backward", shape, floors[1], gflop[1] * 1e9, 8 * tensor, (), [delta(groups * length, 128), dq, dkv])]
 
 
 def contrastive():

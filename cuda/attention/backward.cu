@@ -2,7 +2,6 @@
 #include "delta.cuh"
 #include "dkv_mma.cuh"
 #include "dq_mma.cuh"
-#include "launch.cuh"
 #include "simt_backward.cuh"
 
 namespace smalti {
@@ -10,8 +9,7 @@ namespace attention {
 namespace {
 
 template <class T> int32_t run_simt(Problem& p, void* stream) {
-  int rc = run_delta<T>(p, stream);
-  if (rc) return rc;
+  int rc = 0;
   ATTENTION_WIDTH_SIMT(p.q.n > p.v.n ? p.q.n : p.v.n, DP, {
     auto dq = simt_dq<T, DP>;
     auto dkv = simt_dkv<T, DP>;
@@ -29,8 +27,7 @@ template <class T> int32_t run_simt(Problem& p, void* stream) {
 }
 
 template <class T> int32_t run_mma(Problem& p, void* stream) {
-  int rc = run_delta<T>(p, stream);
-  if (rc) return rc;
+  int rc = 0;
   ATTENTION_WIDTH(p.q.n > p.v.n ? p.q.n : p.v.n, DP, {
     constexpr int NT = DP <= 80 ? 8 : 4, THREADS = 128;
     auto dq = dq_mma<T, DP, NT, kNone, THREADS, DP <= 48 ? 4 : 3>;
@@ -53,7 +50,14 @@ template <class T> int32_t run_mma(Problem& p, void* stream) {
 
 }  // namespace
 
+int32_t delta_any(const Problem& p, int dtype, void* stream) {
+  DISPATCH_FLOAT(dtype, T, return run_delta<T>(p, stream))
+  return kInvalid;
+}
+
 int32_t backward_any(Problem& p, int dtype, void* stream) {
+  const int32_t rc = delta_any(p, dtype, stream);
+  if (rc) return rc;
   switch (dtype) {
     case SMALTI_BF16: return run_mma<bf16>(p, stream);
     case SMALTI_F16: return run_mma<f16>(p, stream);

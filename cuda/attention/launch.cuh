@@ -124,6 +124,8 @@ inline int warps_for(int64_t rows, int per_warp, int most) {
   return (int)((tiles + blocks - 1) / blocks);
 }
 
+/// The pass before all gradients (backward.cu).
+int32_t delta_any(const Problem& p, int dtype, void* stream);
 /// Without tables in the half types, and everything in f32 and f64 (forward.cu, backward.cu).
 int32_t forward_any(Problem p, int dtype, void* stream);
 int32_t backward_any(Problem& p, int dtype, void* stream);

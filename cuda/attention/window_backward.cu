@@ -1,5 +1,4 @@
 // Gradients of attention in windows: of queries, keys, values, of both tables and of the vectors used as padding.
-#include "delta.cuh"
 #include "dq_mma.cuh"
 #include "launch.cuh"
 #include "table.cuh"
@@ -41,8 +40,8 @@ template <class T, int DP> int32_t all_keys(Problem& p, void* stream) {
   return rc;
 }
 
-template <class T> int32_t run(Problem& p, void* stream) {
-  int rc = run_delta<T>(p, stream);
+template <class T> int32_t run(Problem& p, int dtype, void* stream) {
+  int rc = delta_any(p, dtype, stream);
   if (rc) return rc;
   ATTENTION_WIDTH_REL(p.q.n, DP, {
     rc = all_queries<T, DP>(p, stream);
@@ -110,8 +109,8 @@ extern "C" int32_t smalti_window_attention_backward(const smalti_view* q, const 
   p.pad_part = bias && border_windows(p.ks, p.windows_y, p.windows_x) ? base + at.pad : nullptr;
   note_alignment(p, q->dtype);
   int32_t rc;
-  if (p.rel_h && q->dtype == SMALTI_BF16) rc = run<bf16>(p, stream);
-  else if (p.rel_h && q->dtype == SMALTI_F16) rc = run<f16>(p, stream);
+  if (p.rel_h && q->dtype == SMALTI_BF16) rc = run<bf16>(p, q->dtype, stream);
+  else if (p.rel_h && q->dtype == SMALTI_F16) rc = run<f16>(p, q->dtype, stream);
   else rc = backward_any(p, q->dtype, stream);
   if (rc) return rc;
   DISPATCH_FLOAT(q->dtype, T, {

@@ -103,7 +103,7 @@ DEV typename F::A fold_row(const F& f, const FoldPlan& p, int64_t base, int64_t 
                            const typename F::Context& c) {
   typename F::A a = f.start();
   // Two accesses at once: twice the bytes in flight.
-  for (int64_t i = from; i < to; i += 2 * step * V) {
+  ROLLED for (int64_t i = from; i < to; i += 2 * step * V) {
     typename F::In u[V], v[V];
     const bool more = i + step * V < to;
     f.template load<V>(base + p.reduced.first(i), u);
@@ -126,7 +126,7 @@ template <class F> __global__ void fold_by_thread(F f, FoldPlan p) {
 
 template <class F> DEV typename F::A fold_warp(const F& f, typename F::A a) {
   const int lane = threadIdx.x & 31;
-  for (int m = 1; m < 32; m <<= 1) {
+  ROLLED for (int m = 1; m < 32; m <<= 1) {
     const auto o = shuffle_xor(a, m);
     a = lane & m ? f.join(o, a) : f.join(a, o);
   }
@@ -148,7 +148,7 @@ template <class F, int V> __global__ void __launch_bounds__(kFoldThreads) fold_b
     __syncthreads();
     if (tid == 0) {
       auto total = shared[0];
-      for (int w = 1; w < warps; w++) total = f.join(total, shared[w]);
+      ROLLED for (int w = 1; w < warps; w++) total = f.join(total, shared[w]);
       if (p.chunks == 1) f.finish(total, off[1], r);
       else partial[k * p.results + r] = total;
     }
@@ -175,7 +175,7 @@ template <class F, int V> __global__ void __launch_bounds__(kFoldThreads) fold_b
       typename F::Context c[V];
       UNROLL for (int j = 0; j < V; j++) c[j] = f.context(r + j);
       const int64_t end = (k + 1) * p.chunk < p.n ? (k + 1) * p.chunk : p.n;
-      for (int64_t i = k * p.chunk + deep; i < end; i += 2 * kFoldRows) {
+      ROLLED for (int64_t i = k * p.chunk + deep; i < end; i += 2 * kFoldRows) {
         typename F::In u[V], v[V];
         const bool more = i + kFoldRows < end;
         f.template load<V>(off[0] + p.reduced.first(i), u);
@@ -187,9 +187,9 @@ template <class F, int V> __global__ void __launch_bounds__(kFoldThreads) fold_b
     UNROLL for (int j = 0; j < V; j++) shared[deep * 32 * V + j * 32 + column] = f.settle(a[j]);
     __syncthreads();
     if (deep == 0 && inside) {
-      UNROLL for (int j = 0; j < V; j++) {
+      ROLLED for (int j = 0; j < V; j++) {
         A total = shared[j * 32 + column];
-        for (int d = 1; d < kFoldRows; d++) total = f.join(total, shared[d * 32 * V + j * 32 + column]);
+        ROLLED for (int d = 1; d < kFoldRows; d++) total = f.join(total, shared[d * 32 * V + j * 32 + column]);
         if (p.chunks == 1) f.finish(total, off[1] + j * p.side, r + j);
         else partial[k * p.results + r + j] = total;
       }
@@ -212,7 +212,7 @@ template <class F> __global__ void __launch_bounds__(32 * kChunkRows) fold_chunk
     shared[tid] = a;
     __syncthreads();
     if (deep == 0 && r < p.results) {
-      for (int d = 1; d < kChunkRows; d++) a = f.join(a, shared[d * 32 + column]);
+      ROLLED for (int d = 1; d < kChunkRows; d++) a = f.join(a, shared[d * 32 + column]);
       int64_t off[2];
       p.kept.at(r, off);
       f.finish(a, off[1], r);

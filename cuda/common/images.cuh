@@ -79,7 +79,7 @@ template <class T, int V> DEV void put(T* p, const T (&v)[V]) {
   UNROLL for (int j = 0; j < V; j += W) {
     Pack<T, W> raw;
     UNROLL for (int i = 0; i < W; i++) raw.v[i] = v[j + i];
-    *reinterpret_cast<Pack<T, W>*>(p + j) = raw;
+    store_whole(p + j, raw);
   }
 }
 /// The same, widened and rounded.

@@ -16,15 +16,6 @@ template <> struct Number<f16> { using type = float; };
 template <> struct Number<double> { using type = double; };
 template <class T> using Num = typename Number<T>::type;
 
-/// A loop that stays one, and a function that is called: unrolled and inlined they would only make code.
-#if defined(__CUDACC__)
-#define ROLLED _Pragma("unroll 1")
-#define APART static __device__ __noinline__
-#else
-#define ROLLED
-#define APART inline
-#endif
-
 /// Elements of a 16-byte access.
 template <class T> constexpr int kWidth = 16 / (int)sizeof(T);
 /// The same for kernels that read f64, which is seldom asked for, one by one, to be fewer.
@@ -39,7 +30,7 @@ template <class T, int V> DEV void load(const T* p, Num<T> (&v)[V]) {
 template <class T, int V> DEV void store(T* p, const Num<T> (&v)[V]) {
   Pack<T, V> raw;
   UNROLL for (int j = 0; j < V; j++) raw.v[j] = narrow<T>(v[j]);
-  *reinterpret_cast<Pack<T, V>*>(p) = raw;
+  store_whole(p, raw);
 }
 inline bool aligned(const void* p, size_t bytes = 16) { return (uintptr_t)p % bytes == 0; }
 
@@ -105,11 +96,6 @@ template <int V, class A> DEV void load_numbers(const A* p, A (&v)[V]) {
 template <int V, class A> DEV void load_or(const A* p, int64_t at, A value, A (&v)[V]) {
   if (p) load_numbers<V>(p + at, v);
   else { UNROLL for (int j = 0; j < V; j++) v[j] = value; }
-}
-
-/// a / b for numbers that are seldom large.
-HOST_DEV int64_t divide(int64_t a, int64_t b) {
-  return ((uint64_t)a | (uint64_t)b) >> 32 ? a / b : (int64_t)((uint32_t)a / (uint32_t)b);
 }
 
 /// From a position in row-major order to the offsets of N tensors that share the shape.

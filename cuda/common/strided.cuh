@@ -62,7 +62,7 @@ inline bool same_shape(const smalti_view& a, const smalti_view& b) {
 /// Offsets of element `i`, counted in the order of the loop.
 template <int K> DEV void locate(const Strided<K>& s, int64_t i, int64_t (&at)[K]) {
   for (int k = 0; k < K; k++) at[k] = 0;
-  for (int d = s.rank - 1; d > 0; d--) {
+  ROLLED for (int d = s.rank - 1; d > 0; d--) {
     // 32-bit division is several times faster, and nearly always enough
     int64_t q, r;
     if (((uint64_t)i | (uint64_t)s.size[d]) >> 32) {

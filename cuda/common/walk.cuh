@@ -1,8 +1,8 @@
 // Walking strided tensors: the dimensions of several operands merged as far as they go, so that a kernel divides
 // by few sizes, and vectors of up to 16 bytes where every operand allows it.
 #pragma once
-#include "../compat.cuh"
 #include "../kernels.h"
+#include "../mma.cuh"
 
 namespace smalti {
 inline namespace walk {
@@ -17,7 +17,7 @@ constexpr int kThreads = 64;
 /// `V` elements that are moved at once (16 bytes at most).
 template <class T, int V> struct alignas(sizeof(T) * V) Vec { T v[V]; };
 template <int V, class T> DEV Vec<T, V> load_vec(const T* p) { return *(const Vec<T, V>*)p; }
-template <int V, class T> DEV void store_vec(T* p, const Vec<T, V>& v) { *(Vec<T, V>*)p = v; }
+template <int V, class T> DEV void store_vec(T* p, const Vec<T, V>& v) { store_whole(p, v); }
 /// Elements of 16 bytes.
 template <class T> constexpr int kVec = 16 / (int)sizeof(T);
 
@@ -50,7 +50,7 @@ template <int N> Walk<N> make_walk(int rank, const int64_t* shape, const int64_t
 template <class I, int N> DEV void offsets(const Walk<N>& w, int64_t i, int64_t (&o)[N]) {
   for (int n = 0; n < N; n++) o[n] = 0;
   I rest = (I)i;
-  for (int d = w.rank - 1; d > 0; d--) {
+  ROLLED for (int d = w.rank - 1; d > 0; d--) {
     const I size = (I)w.shape[d], q = rest / size, c = rest - q * size;
     for (int n = 0; n < N; n++) o[n] += (int64_t)c * w.stride[n][d];
     rest = q;

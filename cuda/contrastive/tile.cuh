@@ -41,8 +41,23 @@ struct Place {
     row0 = (warp >> 2) * 64 + (lane >> 2);
     column0 = (warp & 3) * 32 + (lane & 3) * 2;
   }
-  DEV int row(int i) const { return row0 + (i >> 1) * 16 + (i & 1) * 8; }
-  DEV int column(int j) const { return column0 + (j >> 1) * 8 + (j & 1); }
+  DEV static int down(int i) { return (i >> 1) * 16 + (i & 1) * 8; }
+  DEV static int across(int j) { return (j >> 1) * 8 + (j & 1); }
+  DEV int row(int i) const { return row0 + down(i); }
+  DEV int column(int j) const { return column0 + across(j); }
+};
+
+/// What of a tile's rows and columns counts, and where its positives lie, as a thread sees it: distances from its first
+/// row and column, so that each question is one comparison of 32 bits.
+struct Bounds {
+  int rows, columns, diagonal;
+  /// `diagonal`: column less row, in the tile, of positives.
+  DEV Bounds(const Place& at, int64_t rows, int64_t columns, int64_t diagonal)
+      : rows((int)min(rows, (int64_t)TILE) - at.row0), columns((int)min(columns, (int64_t)TILE) - at.column0),
+        diagonal((int)max(min(diagonal, (int64_t)TILE), -(int64_t)TILE) - (at.column0 - at.row0)) {}
+  DEV bool row(int i) const { return Place::down(i) < rows; }
+  DEV bool column(int j) const { return Place::across(j) < columns; }
+  DEV bool positive(int i, int j) const { return Place::across(j) - Place::down(i) == diagonal; }
 };
 
 // ---- half types -----------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ template <int V, class A> DEV void store_numbers(A* p, const A (&v)[V]) {
   UNROLL for (int j = 0; j < V; j += W) {
     Pack<A, W> raw;
     UNROLL for (int i = 0; i < W; i++) raw.v[i] = v[j + i];
-    *reinterpret_cast<Pack<A, W>*>(p + j) = raw;
+    store_whole(p + j, raw);
   }
 }
 
