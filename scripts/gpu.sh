@@ -11,11 +11,12 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/toolkit.sh
 stage=target/gpu
+programs=target/gpu-programs  # unpacked
 out=${OUT:-target/gpu-results}
 python=${PYTHON:-python3}
 
-# Programs that cargo built, as lines "NAME PATH".
-programs() {
+# What cargo built, as lines "NAME PATH".
+built() {
     python3 -c '
 import json, sys
 for line in sys.stdin:
@@ -25,29 +26,47 @@ for line in sys.stdin:
         print(message["target"]["name"] if message["target"]["kind"][0] != "lib" else package + "-lib", message["executable"])'
 }
 
+# Every program holds all kernels: packed with a window larger than a program, they are stored once. The largest, whose
+# kernels lie otherwise, comes last.
+pack() {
+    python3 -c '
+import lzma, sys, tarfile
+window = [{"id": lzma.FILTER_LZMA2, "preset": 4, "dict_size": 1 << 26}]
+with lzma.open(sys.argv[1], "wb", filters=window) as out, tarfile.open(fileobj=out, mode="w") as packed:
+    for name in ("tests", "bench_gpu", "kernel_tests"):
+        packed.add(f"{sys.argv[2]}/{name}", name)' "$stage/programs.tar.xz" "$programs"
+}
+unpack() {
+    [ "$programs" -nt "$stage/programs.tar.xz" ] && return
+    rm -rf "$programs"
+    "$python" -m tarfile -e "$stage/programs.tar.xz" "$programs"
+    touch "$programs"
+}
+
 stage() {
     use_nvcc
     export SMALTI_CUDA_ARCH=${SMALTI_CUDA_ARCH:-90a} CARGO_INCREMENTAL=0 CARGO_TARGET_DIR="$PWD/target/cuda"
-    rm -rf "$stage"
-    mkdir -p "$stage/tests"
+    rm -rf "$stage" "$programs"
+    mkdir -p "$stage" "$programs/tests"
     { cargo test --no-run --message-format=json -p smalti --features cuda
       cargo test --no-run --message-format=json -p smalti-models --features cuda --test goldens
-    } | programs | while read -r name path; do strip -o "$stage/tests/$name" "$path"; done
-    rm -f "$stage/tests/no_driver"  # what it tests is a machine without a driver
-    cargo bench --no-run --message-format=json -p smalti-models --features cuda --bench gpu | programs \
-        | while read -r name path; do strip -o "$stage/bench_$name" "$path"; done
+    } | built | while read -r name path; do strip -o "$programs/tests/$name" "$path"; done
+    rm -f "$programs/tests/no_driver"  # what it tests is a machine without a driver
+    cargo bench --no-run --message-format=json -p smalti-models --features cuda --bench gpu | built \
+        | while read -r name path; do strip -o "$programs/bench_$name" "$path"; done
     SMALTI_KERNEL_TESTS=target/kernel-tests NVCC_ARCH=$SMALTI_CUDA_ARCH scripts/kernels.sh nvcc
-    strip -o "$stage/kernel_tests" target/kernel-tests/nvcc/kernel_tests
+    strip -o "$programs/kernel_tests" target/kernel-tests/nvcc/kernel_tests
+    ls -l "$programs" "$programs/tests"
+    pack
     local mib
     mib=$(du -sm "$stage" | cut -f1)
-    ls -l "$stage" "$stage/tests"
     echo "$stage: $mib MiB"
     [ "$mib" -le 60 ] || { echo "more than 60 MiB" >&2; exit 1; }
 }
 
 # What `run` needs, or one sentence that says what is missing.
 require_gpu() {
-    [ -x "$stage/kernel_tests" ] || {
+    [ -f "$stage/programs.tar.xz" ] || {
         echo "there is no $stage here: 'scripts/gpu.sh stage' makes it on a machine with cargo" >&2
         exit 1
     }
@@ -81,9 +100,9 @@ check() {
 }
 
 run_tests() {
-    check kernel_tests 120 "$stage/kernel_tests"
+    check kernel_tests 120 "$programs/kernel_tests"
     local program
-    for program in "$stage"/tests/*; do
+    for program in "$programs"/tests/*; do
         local folder=$PWD
         case $(basename "$program") in goldens | smalti_models-lib | models-lib) folder=$PWD/models ;; esac
         check "test_$(basename "$program")" 180 env CARGO_MANIFEST_DIR="$folder" SMALTI_DEVICE=cuda:0 "$program"
@@ -92,8 +111,8 @@ run_tests() {
 
 run_sanitize() {
     command -v compute-sanitizer > /dev/null || { echo "no compute-sanitizer on the PATH" >&2; exit 1; }
-    check memcheck 270 compute-sanitizer --tool memcheck --error-exitcode 9 "$stage/kernel_tests"
-    check racecheck 270 compute-sanitizer --tool racecheck --error-exitcode 9 "$stage/kernel_tests"
+    check memcheck 270 compute-sanitizer --tool memcheck --error-exitcode 9 "$programs/kernel_tests"
+    check racecheck 270 compute-sanitizer --tool racecheck --error-exitcode 9 "$programs/kernel_tests"
 }
 
 table() {
@@ -103,7 +122,7 @@ table() {
 
 run_bench() {
     "$python" benches/against/gpu_torch.py --shapes > "$out/shapes.jsonl"
-    check bench_smalti 200 "$stage/bench_gpu" --shapes "$out/shapes.jsonl" --out "$out/smalti.jsonl" --budget-s 150
+    check bench_smalti 200 "$programs/bench_gpu" --shapes "$out/shapes.jsonl" --out "$out/smalti.jsonl" --budget-s 150
     check bench_torch 360 "$python" benches/against/gpu_torch.py --budget-s 320 --out "$out/torch.jsonl"
     table
 }
@@ -124,6 +143,7 @@ case ${1:-} in
         shift
         [ $# -gt 0 ] || set -- tests sanitize bench
         require_gpu
+        unpack
         mkdir -p "$out"
         use_libraries
         for part in "$@"; do

@@ -14,7 +14,7 @@ case $mode in
     plain) compile=(g++ -O2) ;;
     asan) compile=(g++ -O1 -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer) ;;
     tsan) compile=(g++ -O1 -fsanitize=thread) ;;
-    nvcc) compile=("${NVCC:-nvcc}" -O3 -lineinfo "-gencode=arch=compute_${NVCC_ARCH:-90a},code=sm_${NVCC_ARCH:-90a}") ;;
+    nvcc) compile=("${NVCC:-nvcc}" -O3 -lineinfo -Xfatbin=-compress-all "-gencode=arch=compute_${NVCC_ARCH:-90a},code=sm_${NVCC_ARCH:-90a}") ;;
     *) echo "unknown mode $mode" >&2; exit 2 ;;
 esac
 language=(-x c++ -g -Wall -Wextra -Wno-unknown-pragmas)

@@ -98,8 +98,9 @@ template <class T, class R, int V> struct Group {
     UNROLL for (int k = 0; k < N; k++) load_numbers<V>((const A*)e.state[k] + i, s[k]);
   }
   DEV void save_states(const StepEntry& e, int64_t i) const {
-    if (!R::kSaves) return;
-    UNROLL for (int k = 0; k < N; k++) store_numbers<V>((A*)e.state[k] + i, s[k]);
+    if constexpr (R::kSaves) {
+      UNROLL for (int k = 0; k < N; k++) store_numbers<V>((A*)e.state[k] + i, s[k]);
+    }
   }
   DEV void save_parameter(const StepEntry& e, int64_t i) const {
     smalti::store<T, V>((T*)e.p + i, p);

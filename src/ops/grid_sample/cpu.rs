@@ -1,4 +1,4 @@
-//! CPU code: samples and planes on all threads.
+//! CPU code: samples and channels on all threads, in either memory order of images.
 
 use super::{
     GridOptions,
@@ -7,11 +7,38 @@ use super::{
 use crate::{
     Result, Tensor,
     cpu::{
+        elementwise::dense_strides,
         parallel::{SharedMut, for_ranges, for_rows},
         pool::CpuVec,
     },
     dtype::Real,
+    shape::Dims,
 };
+
+/// The memory order of images: NHWC, or else NCHW.
+#[derive(Clone, Copy)]
+struct Order {
+    last: bool,
+}
+
+impl Order {
+    /// The order of `x` `[N, C, H, W]`, and its elements in that order, as a view or a copy.
+    fn of(x: &Tensor) -> Result<(Order, Tensor)> {
+        let pixels = x.permute([0, 2, 3, 1])?;
+        let last = !x.is_contiguous() && pixels.is_contiguous();
+        Ok((Order { last }, if last { pixels } else { x.contiguous()? }))
+    }
+
+    /// Steps from channel to channel and from pixel to pixel of images with `c` channels of `pixels`.
+    fn steps(self, c: usize, pixels: usize) -> [usize; 2] {
+        if self.last { [1, c] } else { [pixels, 1] }
+    }
+
+    fn tensor<T: Real>(self, data: CpuVec<T>, shape: [usize; 4], op: &'static str) -> Tensor {
+        let order: &[usize] = if self.last { &[0, 2, 3, 1] } else { &[0, 1, 2, 3] };
+        Tensor::from_cpu_strided(data, Dims::from_slice(&shape), dense_strides(&shape, order), op)
+    }
+}
 
 fn axes(x: &Tensor, options: &GridOptions) -> Result<[Axis; 2]> {
     let [_, _, h, w] = x.dims("grid_sample")?;
@@ -23,12 +50,15 @@ fn pair<T: Real>(grid: &[T], point: usize) -> (f64, f64) {
     (grid[2 * point].to_f64(), grid[2 * point + 1].to_f64())
 }
 
+/// The result has the memory order of `x`.
 pub fn forward<T: Real>(x: &Tensor, grid: &Tensor, options: &GridOptions) -> Result<Tensor> {
     let ([n, c, h, w], [_, h2, w2, _]) = (x.dims("grid_sample")?, grid.dims("grid_sample")?);
     let axes = axes(x, options)?;
-    let (x, grid) = (x.contiguous()?, grid.contiguous()?);
+    let (order, x) = Order::of(x)?;
+    let grid = grid.contiguous()?;
     let (x, grid) = (x.cpu_slice::<T>(), grid.cpu_slice::<T>());
     let (plane, points) = (h * w, h2 * w2);
+    let ([x_channel, x_pixel], [y_channel, y_pixel]) = (order.steps(c, plane), order.steps(c, points));
     let mut out = CpuVec::<T>::new(n * c * points);
     let target = SharedMut::new(&mut out);
     for_rows(n * points, 16 * c, |range| {
@@ -36,17 +66,20 @@ pub fn forward<T: Real>(x: &Tensor, grid: &Tensor, options: &GridOptions) -> Res
             let (image, at) = (point / points, point % points);
             let (px, py) = pair(grid, point);
             let taps = taps(px, py, &axes, options.mode);
-            for channel in image * c..(image + 1) * c {
-                let x = &x[channel * plane..][..plane];
-                let sum = taps.iter().fold(T::ZERO, |sum, tap| sum + x[tap.at] * T::of(tap.weight));
-                unsafe { *target.ptr().add(channel * points + at) = sum };
+            let x = &x[image * c * plane..][..c * plane];
+            let first = image * c * points + at * y_pixel;
+            for channel in 0..c {
+                let read = |at: usize| x[channel * x_channel + at * x_pixel];
+                let sum = taps.iter().fold(T::ZERO, |sum, tap| sum + read(tap.at) * T::of(tap.weight));
+                unsafe { *target.ptr().add(first + channel * y_channel) = sum };
             }
         }
     });
-    Ok(Tensor::from_cpu(out, [n, c, h2, w2], "grid_sample"))
+    Ok(order.tensor(out, [n, c, h2, w2], "grid_sample"))
 }
 
-/// Planes are shared out, and within a plane the samples add in order: the same sums on any machine.
+/// In the memory order of `x`. Channels are shared out, and within a channel the samples add in order: the same sums on
+/// any machine.
 pub fn grad_input<T: Real>(
     x: &Tensor,
     grid: &Tensor,
@@ -55,9 +88,11 @@ pub fn grad_input<T: Real>(
 ) -> Result<Tensor> {
     let ([n, c, h, w], [_, h2, w2, _]) = (x.dims("grid_sample")?, grid.dims("grid_sample")?);
     let axes = axes(x, options)?;
-    let (grid, grad) = (grid.contiguous()?, grad.contiguous()?);
+    let ((order, _), (from, grad)) = (Order::of(x)?, Order::of(grad)?);
+    let grid = grid.contiguous()?;
     let (grid, grad) = (grid.cpu_slice::<T>(), grad.cpu_slice::<T>());
     let (plane, points) = (h * w, h2 * w2);
+    let ([x_channel, x_pixel], [g_channel, g_pixel]) = (order.steps(c, plane), from.steps(c, points));
     let mut out = CpuVec::<T>::zeros(n * c * plane);
     let target = SharedMut::new(&mut out);
     // The taps are found once for a group of channels.
@@ -66,27 +101,32 @@ pub fn grad_input<T: Real>(
     for_ranges(n * groups, 1, |range| {
         for task in range {
             let (image, group) = (task / groups, task % groups);
-            let channels = image * c + group * GROUP..image * c + c.min((group + 1) * GROUP);
+            let channels = group * GROUP..c.min((group + 1) * GROUP);
+            let grad = &grad[image * c * points..][..c * points];
             for at in 0..points {
                 let (px, py) = pair(grid, image * points + at);
                 let taps = taps(px, py, &axes, options.mode);
                 for channel in channels.clone() {
-                    let dx = unsafe { target.slice(channel * plane..(channel + 1) * plane) };
-                    let g = grad[channel * points + at];
-                    taps.iter().for_each(|tap| dx[tap.at] += g * T::of(tap.weight));
+                    let g = grad[channel * g_channel + at * g_pixel];
+                    let first = image * c * plane + channel * x_channel;
+                    // taps name pixels that exist, and channels belong to one task
+                    let add = |at: usize, v: T| unsafe { *target.ptr().add(first + at * x_pixel) += v };
+                    taps.iter().for_each(|tap| add(tap.at, g * T::of(tap.weight)));
                 }
             }
         }
     });
-    Ok(Tensor::from_cpu(out, [n, c, h, w], "grid_sample backward"))
+    Ok(order.tensor(out, [n, c, h, w], "grid_sample backward"))
 }
 
 pub fn grad_grid<T: Real>(x: &Tensor, grid: &Tensor, grad: &Tensor, options: &GridOptions) -> Result<Tensor> {
     let ([n, c, h, w], [_, h2, w2, _]) = (x.dims("grid_sample")?, grid.dims("grid_sample")?);
     let axes = axes(x, options)?;
-    let (x, grid, grad) = (x.contiguous()?, grid.contiguous()?, grad.contiguous()?);
+    let ((order, x), (from, grad)) = (Order::of(x)?, Order::of(grad)?);
+    let grid = grid.contiguous()?;
     let (x, grid, grad) = (x.cpu_slice::<T>(), grid.cpu_slice::<T>(), grad.cpu_slice::<T>());
     let (plane, points) = (h * w, h2 * w2);
+    let ([x_channel, x_pixel], [g_channel, g_pixel]) = (order.steps(c, plane), from.steps(c, points));
     let mut out = CpuVec::<T>::new(2 * n * points);
     let target = SharedMut::new(&mut out);
     for_rows(n * points, 16 * c, |range| {
@@ -94,12 +134,14 @@ pub fn grad_grid<T: Real>(x: &Tensor, grid: &Tensor, grad: &Tensor, options: &Gr
             let (image, at) = (point / points, point % points);
             let (px, py) = pair(grid, point);
             let taps = taps(px, py, &axes, options.mode);
+            let (x, grad) = (&x[image * c * plane..][..c * plane], &grad[image * c * points..][..c * points]);
             let mut sum = [T::ZERO; 2];
-            for channel in image * c..(image + 1) * c {
-                let (x, g) = (&x[channel * plane..][..plane], grad[channel * points + at]);
+            for channel in 0..c {
+                let g = grad[channel * g_channel + at * g_pixel];
                 for tap in &taps {
-                    sum[0] += g * x[tap.at] * T::of(tap.dx);
-                    sum[1] += g * x[tap.at] * T::of(tap.dy);
+                    let v = x[channel * x_channel + tap.at * x_pixel];
+                    sum[0] += g * v * T::of(tap.dx);
+                    sum[1] += g * v * T::of(tap.dy);
                 }
             }
             unsafe { target.slice(2 * point..2 * point + 2).copy_from_slice(&sum) };

@@ -49,7 +49,7 @@ pub struct GridOptions {
 
 impl Tensor {
     /// Images `[N, C, H, W]` sampled at `grid` `[N, H', W', 2]`, whose pairs are (x, y) in -1..=1 across the image:
-    /// `[N, C, H', W']`. Saves: both.
+    /// `[N, C, H', W']`, in the memory order of the images, NCHW or NHWC. Saves: both.
     ///
     /// # Errors
     /// If the shapes do not fit or the image has no pixels.
@@ -206,6 +206,28 @@ mod tests {
         let theta = Tensor::randn([2, 2, 3], &mut rng)?.to_dtype(DType::F64)?;
         gradcheck(|t| t[0].affine_grid([2, 1, 3, 4], false), std::slice::from_ref(&theta))?;
         gradcheck(|t| t[0].affine_grid([2, 1, 1, 4], true), &[theta])
+    }
+
+    #[test]
+    fn keeps_the_memory_order() -> Result<()> {
+        let x = Tensor::randn([2, 3, 4, 5], &mut Rng::new(3))?;
+        let grid = Tensor::rand([2, 6, 7, 2], &mut Rng::new(4))?.mul_scalar(2.6)?.add_scalar(-1.3)?;
+        for dtype in [DType::F32, DType::BF16] {
+            let run = |x: Tensor| -> Result<(Tensor, Tensor)> {
+                let x = x.to_dtype(dtype)?.requires_grad();
+                let y = x.grid_sample(&grid, &GridOptions::default())?;
+                let grads = y.square()?.sum(())?.backward()?;
+                Ok((y.detach(), grads.get(&x).cloned().expect("a gradient")))
+            };
+            let ((y, dx), (y_last, dx_last)) = (run(x.clone())?, run(x.to_channels_last()?)?);
+            assert_eq!(y.strides(), [3 * 42, 42, 7, 1]);
+            assert_eq!(y_last.strides(), [3 * 42, 1, 21, 3]);
+            assert_eq!(dx_last.strides(), x.to_channels_last()?.strides());
+            let values = |t: &Tensor| t.to_dtype(DType::F32)?.to_vec::<f32>();
+            assert_eq!(values(&y)?, values(&y_last)?);
+            assert_eq!(values(&dx)?, values(&dx_last)?);
+        }
+        Ok(())
     }
 
     #[test]
