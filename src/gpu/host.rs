@@ -141,3 +141,8 @@ impl<A: Upload, B: Upload, C: Upload> Upload for (A, B, C) {
         Ok((self.0.upload(device)?, self.1.upload(device)?, self.2.upload(device)?))
     }
 }
+impl<A: Upload, B: Upload, C: Upload, D: Upload> Upload for (A, B, C, D) {
+    fn upload(self, device: Device) -> Result<Self> {
+        Ok((self.0.upload(device)?, self.1.upload(device)?, self.2.upload(device)?, self.3.upload(device)?))
+    }
+}
