@@ -30,7 +30,7 @@ template <class T, int V> DEV void load(const T* p, Num<T> (&v)[V]) {
 template <class T, int V> DEV void store(T* p, const Num<T> (&v)[V]) {
   Pack<T, V> raw;
   UNROLL for (int j = 0; j < V; j++) raw.v[j] = narrow<T>(v[j]);
-  store_whole(p, raw);
+  *reinterpret_cast<Pack<T, V>*>(p) = raw;
 }
 inline bool aligned(const void* p, size_t bytes = 16) { return (uintptr_t)p % bytes == 0; }
 
