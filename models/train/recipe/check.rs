@@ -121,6 +121,7 @@ impl Recipe {
             (optim.clip.is_none_or(|c| c > 0.0), "optim.clip is not above 0"),
             (optim.ema.is_none_or(below_one), "optim.ema is not in [0, 1)"),
             (data.crop_min_area > 0.0 && share(data.crop_min_area), "data.crop_min_area is not in (0, 1]"),
+            (data.batch.is_multiple_of(self.run.ranks), "data.batch is no multiple of run.ranks"),
             (share(data.flip), "data.flip is no probability"),
             (share(data.shift), "data.shift is not in [0, 1]"),
             (
@@ -251,10 +252,10 @@ impl Recipe {
             ),
             (self.optim.ema.is_none() || !two_views, "optim.ema says nothing to this job"),
         ])?;
-        first_broken(&[
-            (only(self.run.ranks > 1, PRETRAINING), "run.ranks is above 1: this job runs on one rank"),
-            (self.data.batch.is_multiple_of(self.run.ranks), "data.batch is no multiple of run.ranks"),
-        ])?;
+        first_broken(&[(
+            only(self.run.ranks > 1, PRETRAINING),
+            "run.ranks is above 1: this job runs on one rank",
+        )])?;
         if two_views || job == Job::Flip { self.check_views() } else { Ok(()) }
     }
 

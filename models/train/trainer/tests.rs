@@ -177,42 +177,39 @@ fn an_interrupted_and_resumed_run_is_the_uninterrupted_one_bit_for_bit() -> Resu
     Ok(())
 }
 
-#[test]
-fn the_first_loss_that_is_not_finite_stops_the_run_and_the_last_checkpoint_stands() -> Result<()> {
+/// The error that ends a run of `task`; the checkpoint after epoch 2 stands.
+fn fails_behind_epoch_2(task: &Regression) -> Result<String> {
     let (folder, recipe) = (tempfile::tempdir().unwrap(), recipe());
-    let task = Regression { broken_from: 10, ..Regression::new()? };
-    let mut run = trainer(&task, &recipe)?;
+    let mut run = trainer(task, &recipe)?;
     let mut out = output(&folder.path().join("run"), &recipe)?;
     let never = AtomicBool::new(false);
     let error = run.run(&Points, Some(&mut out), &mut Progress::silent(), &never).unwrap_err().to_string();
-    assert!(error.contains("loss is NaN at step 10") && error.contains("learning rate"), "{error}");
-    assert!(error.contains("goes wrong: affine: gave NaN") && error.contains("tests.rs"), "{error}");
-    assert!(task.weight.value().to_vec::<f32>()?.iter().all(|w| w.is_finite()));
     let fresh = Regression::new()?;
     let mut kept = trainer(&fresh, &recipe)?;
     kept.resume(&out.run.state())?;
     assert_eq!(kept.step(), 6, "the checkpoint after epoch 2");
+    Ok(error)
+}
+
+#[test]
+fn the_first_loss_that_is_not_finite_stops_the_run_and_the_last_checkpoint_stands() -> Result<()> {
+    let task = Regression { broken_from: 10, ..Regression::new()? };
+    let error = fails_behind_epoch_2(&task)?;
+    assert!(error.contains("loss is NaN at step 10") && error.contains("learning rate"), "{error}");
+    assert!(error.contains("goes wrong: affine: gave NaN") && error.contains("tests.rs"), "{error}");
+    assert!(task.weight.value().to_vec::<f32>()?.iter().all(|w| w.is_finite()));
     Ok(())
 }
 
 /// A weight breaks in the last step before a checkpoint, or earlier: it is named, and the checkpoint before stands.
 #[test]
 fn parameters_that_are_not_finite_are_never_saved() -> Result<()> {
-    let (folder, recipe) = (tempfile::tempdir().unwrap(), recipe());
     for (poisoned_after, message) in
         [(12, "weight is not finite after step 12"), (11, "loss is NaN at step 11 (learning rate")]
     {
         let task = Regression { poisoned_after, ..Regression::new()? };
-        let mut run = trainer(&task, &recipe)?;
-        let mut out = output(&folder.path().join(poisoned_after.to_string()), &recipe)?;
-        let never = AtomicBool::new(false);
-        let error =
-            run.run(&Points, Some(&mut out), &mut Progress::silent(), &never).unwrap_err().to_string();
+        let error = fails_behind_epoch_2(&task)?;
         assert!(error.contains(message) && error.contains("weight is not finite"), "{error}");
-        let fresh = Regression::new()?;
-        let mut kept = trainer(&fresh, &recipe)?;
-        kept.resume(&out.run.state())?;
-        assert_eq!(kept.step(), 6, "the checkpoint after epoch 2");
     }
     Ok(())
 }
