@@ -1,11 +1,11 @@
-//! `smalti evaluate knn|linear-probe|zero-shot|finetune CHECKPOINT`
+//! `smalti evaluate knn|linear-probe|zero-shot|retrieval|finetune CHECKPOINT`
 
 use crate::{run::Place, stop};
 use clap::{Args, Subcommand};
 use smalti::{Error, Result, Rng, Tensor, io, no_grad};
 use smalti_models::{
     backbones::vit::Pool,
-    data::Batch,
+    data::{Batch, Tokenizer},
     evaluate::{Features, LinearProbe, ProbeConfig, Vote, knn_accuracy},
     flip::Flip,
     mae::transfer::pool,
@@ -15,7 +15,7 @@ use smalti_models::{
         features::{self, Split},
         optimizer,
         recipe::{Job, Source},
-        source, zero_shot,
+        retrieval, source, zero_shot,
     },
 };
 use std::{
@@ -54,6 +54,15 @@ pub enum Evaluate {
         /// File of prompts, one a line, with {} for the name of the class.
         #[arg(long, value_name = "FILE")]
         templates: Option<PathBuf>,
+    },
+    /// Looks for the caption of each image and the image of each caption, with a model of images and texts (FLIP), in
+    /// a folder of images with captions.tsv: a path, a tab, a caption in every line.
+    Retrieval {
+        #[command(flatten)]
+        what: What,
+        /// Among how many best the right one must be; may be repeated. 1, 5 and 10 if not given.
+        #[arg(long, value_name = "K")]
+        at: Vec<usize>,
     },
     /// Trains a classifier and the encoder under it, and tests it.
     Finetune {
@@ -138,6 +147,15 @@ impl What {
         pool(self.mean)
     }
 
+    /// A model of images and texts with its checkpoint loaded.
+    fn images_and_texts(&self) -> Result<(Recipe, Flip, Tokenizer)> {
+        let recipe = self.recipe(None)?;
+        let (config, tokenizer) = (recipe.flip()?, recipe.tokenizer()?);
+        let model = Flip::new(&config, &mut Rng::new(recipe.seed))?;
+        model.load(&self.checkpoint)?;
+        Ok((recipe, model, tokenizer))
+    }
+
     fn features(&self) -> Result<(Features, Features)> {
         let recipe = self.recipe(None)?;
         let encoder = Encoder::load(&recipe, io::load(&self.checkpoint)?.tensors(), self.pool())?;
@@ -156,6 +174,11 @@ pub fn run(what: &Evaluate) -> Result<ExitCode> {
         }
         Evaluate::ZeroShot { what, templates } => {
             println!("zero-shot: {}", zero_shot(what, templates.as_deref())?)
+        }
+        Evaluate::Retrieval { what, at } => {
+            let (recipe, model, tokenizer) = what.images_and_texts()?;
+            let at = if at.is_empty() { &[1, 5, 10] } else { at.as_slice() };
+            println!("{}", retrieval::recall(&model, &tokenizer, &recipe, at)?)
         }
         Evaluate::LinearProbe { what, run } => {
             let place = run.place("linear-probe");
@@ -183,10 +206,7 @@ pub fn run(what: &Evaluate) -> Result<ExitCode> {
 }
 
 fn zero_shot(what: &What, templates: Option<&Path>) -> Result<zero_shot::Accuracy> {
-    let recipe = what.recipe(None)?;
-    let (config, tokenizer) = (recipe.flip()?, recipe.tokenizer()?);
-    let model = Flip::new(&config, &mut Rng::new(recipe.seed))?;
-    model.load(&what.checkpoint)?;
+    let (recipe, model, tokenizer) = what.images_and_texts()?;
     let read = |path| std::fs::read_to_string(path).map_err(|e| Error::io(path, e));
     let lines = |text: String| text.lines().filter(|line| !line.is_empty()).map(str::to_owned).collect();
     let templates: Option<Vec<String>> = templates.map(|path| read(path).map(lines)).transpose()?;

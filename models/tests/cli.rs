@@ -276,10 +276,25 @@ fn methods_and_their_evaluations() {
             fs::write(folder.path().join("templates.txt"), "the digit {}\n").unwrap();
             let output = smalti(&[&zero[..], &["--templates", "templates.txt"]].concat(), folder.path());
             assert!(String::from_utf8_lossy(&output.stdout).contains("450 images, 10 classes, 1 prompts"));
+            retrieval(folder.path());
         } else {
             fails(&zero, folder.path(), &["[flip] is missing"]);
         }
     }
+}
+
+/// Captions of photographs by the model in `run`.
+fn retrieval(folder: &Path) {
+    let photos = listing(&photos());
+    let [first, second] = [0, 1].map(|i| photos[i].0.display().to_string());
+    fs::write(folder.join("captions.tsv"), format!("{first}\tone\n{second}\ttwo\n{first}\ta photo\n"))
+        .unwrap();
+    let evaluate = ["evaluate", "retrieval", "run/model.safetensors", "--at", "3"];
+    let output = smalti(&[&evaluate[..], &["--data", "."]].concat(), folder);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("recall among 2 images and 3 captions"), "{text}");
+    assert!(text.contains("@3    image to text 100.0 %   text to image 100.0 %"), "{text}");
+    fails(&evaluate, folder, &["captions.tsv", "--data DIR"]);
 }
 
 /// Killed at any moment and resumed, with queue, pointer, key encoder and schedules: the uninterrupted run.

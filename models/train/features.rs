@@ -52,8 +52,11 @@ pub fn classifier(
     Ok(model)
 }
 
-/// Batches of images with their labels.
-pub type Labelled = Box<dyn Iterator<Item = Result<(Tensor, Vec<i64>)>>>;
+/// Batches of images with what belongs to each.
+pub type InOrder<L> = Box<dyn Iterator<Item = Result<(Tensor, Vec<L>)>>>;
+
+/// Batches of images with their classes.
+pub type Labelled = InOrder<i64>;
 
 /// The images of a split, each once and in order, without augmentation.
 ///
@@ -66,16 +69,25 @@ pub fn batches(recipe: &Recipe, split: Split) -> Result<Labelled> {
             let split = if split == Split::Train { DigitsSplit::Train } else { DigitsSplit::Test };
             in_order(Digits::open(split)?, presets::digits(size, recipe.model.in_chans(), None)?)
         }
-        Source::Folder => {
-            let short = if size > 224 { size } else { (f64::from(size) / 0.875) as u32 };
-            let pipeline =
-                Pipeline::new(normalization(recipe)?).then(augment::ResizeCenterCrop::new(short, size));
-            in_order(labelled(recipe, split)?, pipeline)
-        }
+        Source::Folder => in_order(labelled(recipe, split)?, photographs(recipe)?),
     }
 }
 
-fn in_order(dataset: impl Dataset<Label = i64>, pipeline: Pipeline) -> Result<Labelled> {
+/// The middle of photographs, as large as the recipe's model takes them.
+///
+/// # Errors
+/// If the model has neither one nor three channels.
+pub(super) fn photographs(recipe: &Recipe) -> Result<Pipeline> {
+    let size = recipe.model.img_size() as u32;
+    let short = if size > 224 { size } else { (f64::from(size) / 0.875) as u32 };
+    Ok(Pipeline::new(normalization(recipe)?).then(augment::ResizeCenterCrop::new(short, size)))
+}
+
+/// Images with their labels, each once and in order.
+///
+/// # Errors
+/// If there are none.
+pub(super) fn in_order<D: Dataset>(dataset: D, pipeline: Pipeline) -> Result<InOrder<D::Label>> {
     let options = LoaderOptions { threads: rayon::current_num_threads(), ..LoaderOptions::evaluation(BATCH) };
     let batches = Loader::new(dataset, pipeline, options)?.epoch(0);
     Ok(Box::new(batches.map(|batch| {

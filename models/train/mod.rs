@@ -15,6 +15,7 @@ pub mod plot;
 pub mod progress;
 mod rate;
 pub mod recipe;
+pub mod retrieval;
 pub mod run_dir;
 pub mod sheet;
 mod simsiam_task;

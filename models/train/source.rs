@@ -126,7 +126,8 @@ pub fn captioned(recipe: &Recipe, comm: &Comm) -> Result<Box<dyn Batches<Batch =
     Ok(Box::new(Loader::new(Cached::new(pairs, CACHE), view, options(recipe, comm))?))
 }
 
-fn pairs(recipe: &Recipe) -> Result<Pairs> {
+/// The captioned images of a recipe's folder.
+pub(super) fn pairs(recipe: &Recipe) -> Result<Pairs> {
     match &recipe.data.folder {
         Some(path) => Pairs::open(path),
         None => {
