@@ -160,9 +160,14 @@ impl Panels {
                 });
                 if !moved {
                     self.rows(panel, |row, at| {
-                        for l in 0..valid {
-                            let from = at + l as isize * self.steps[1];
-                            out[row * width + l] = unsafe { *source.ptr().offset(from) };
+                        let from = unsafe { source.ptr().offset(at) };
+                        let to = &mut out[row * width..row * width + valid];
+                        if self.steps[1] == 1 {
+                            to.copy_from_slice(unsafe { std::slice::from_raw_parts(from, valid) });
+                            return;
+                        }
+                        for (l, to) in to.iter_mut().enumerate() {
+                            *to = unsafe { *from.offset(l as isize * self.steps[1]) };
                         }
                     });
                 }

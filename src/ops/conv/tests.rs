@@ -84,6 +84,9 @@ fn single_precision() -> Result<()> {
         ([2, 48, 9, 9], [64, 24, 3, 3], ConvOptions::new(2, 1).groups(2)),
         ([2, 37, 9, 16], [37, 1, 3, 3], o.groups(37)),
         ([3, 20, 7, 7], [16, 20, 1, 1], ConvOptions::new(1, 0)),
+        // many channels: far apart from pixel to pixel, in f64 already in the first
+        ([2, 120, 3, 5], [200, 120, 1, 1], ConvOptions::new(1, 0)),
+        ([2, 13, 4, 5], [260, 13, 3, 3], o),
     ] {
         let (x, w) = (random(&x, 1)?, random(&w, 2)?);
         let (x32, w32) = (x.to_dtype(DType::F32)?.requires_grad(), w.to_dtype(DType::F32)?.requires_grad());

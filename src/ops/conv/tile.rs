@@ -155,6 +155,8 @@ pub struct Outer<T> {
     pub pixels: [usize; 3],
     /// Added to; rows of the panel's width.
     pub out: *mut T,
+    /// Has nothing been written there yet? Then the sums are, without a look at what memory holds.
+    pub fresh: bool,
     pub valid: usize,
     /// Of each row of the panel, relative to the pixel (depthwise only).
     pub offsets: *const isize,
@@ -169,6 +171,16 @@ impl<T> Outer<T> {
                 self.pixels[2] *= self.pixels[d];
                 self.pixels[d] = 1;
             }
+        }
+    }
+
+    /// Adds to register `at` of the rows.
+    #[inline(always)]
+    unsafe fn add<V: Lanes<T>>(&self, at: usize, sums: V) {
+        unsafe {
+            let to = self.out.add(at * LANES);
+            let sums = if self.fresh { sums } else { V::load(to).add(sums) };
+            sums.store(to);
         }
     }
 
@@ -293,8 +305,7 @@ unsafe fn outer<T: Real, V: Lanes<T>, const P: usize, const NV: usize>(t: &Outer
         );
         for r in 0..P {
             for v in 0..NV {
-                let to = t.out.add((r * NV + v) * LANES);
-                V::load(to).add(sums[r][v]).store(to);
+                t.add(r * NV + v, sums[r][v]);
             }
         }
     }
@@ -321,8 +332,7 @@ unsafe fn outer_depthwise<T: Real, V: Lanes<T>, const P: usize>(t: &Outer<T>) {
             },
         );
         for r in 0..P {
-            let to = t.out.add(r * LANES);
-            V::load(to).add(sums[r]).store(to);
+            t.add(r, sums[r]);
         }
     }
 }

@@ -124,7 +124,7 @@ impl Cut {
     /// task would fetch all weights from memory for a few pixels. `direct`: are tiles written straight to the result?
     fn of<T>(walk: &Walk, panels: &Panels, input: &Tensor, direct: bool) -> Cut {
         let (batch, height) = (input.shape()[0], walk.count(0));
-        let row_bytes = (walk.count(1) * walk.step[1]).max(1) * input.shape()[1] * size_of::<T>();
+        let [row_bytes, bytes] = walk.bytes(input.shape()[1] * size_of::<T>());
         let row_work = walk.count(1) * panels.count() * panels.width() * panels.inputs * panels.taps;
         let mut cut = Cut {
             batch,
@@ -138,7 +138,7 @@ impl Cut {
         if direct && panels.len() * size_of::<T>() > RESIDENT {
             // a pass over a kernel of one tap reads only a part of the channels
             let passes = if panels.taps == 1 { panels.inputs.div_ceil(PASS) } else { 1 };
-            cut.images = walk.images(batch, row_bytes * walk.step[0] * height / passes);
+            cut.images = walk.images(batch, bytes / passes);
         }
         if cut.images > 1 {
             let parts = 16usize.div_ceil(batch.div_ceil(cut.images)).min(cut.panels);

@@ -84,6 +84,16 @@ impl Walk {
         [at(range.start) + low, at(range.end.max(1) - 1) + high + 1]
     }
 
+    /// Bytes of input behind a row of output pixels and behind an image, for pixels of `bytes`. A window of one pixel skips
+    /// those between.
+    fn bytes(&self, bytes: usize) -> [usize; 2] {
+        let [rows, columns] = [0, 1].map(|d| {
+            let [low, high] = self.span(d);
+            self.count(d) * self.step[d].min((high - low) as usize + 1)
+        });
+        [columns.max(1) * bytes, rows * columns.max(1) * bytes]
+    }
+
     /// Images that are worked on together because each alone has few pixels for the weights that it takes from memory;
     /// 1 if it has enough. `bytes`: of what an image takes in the cache.
     fn images(&self, batch: usize, bytes: usize) -> usize {
