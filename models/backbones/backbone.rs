@@ -116,6 +116,6 @@ impl ClassTokenVit {
     /// # Errors
     /// If the images have another size or other channels.
     pub fn forward(&self, images: &Tensor, training: bool) -> Result<Tensor> {
-        self.norm.forward(&self.encoder.forward_all(images, training, None)?.select(1, 0)?)
+        self.norm.forward(&self.encoder.class_token(images, training)?)
     }
 }

@@ -1,6 +1,7 @@
 //! Architectures that several papers share.
 
 mod backbone;
+pub(crate) mod blocks;
 pub mod checkpoint;
 mod head;
 pub mod resnet;

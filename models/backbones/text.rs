@@ -2,10 +2,13 @@
 //!
 //! Source: Radford et al., ICML 2021 (CLIP); Li et al., CVPR 2023 (FLIP), which reads the text in both directions.
 
-use super::vit::{add_positions, four};
+use super::{
+    blocks,
+    vit::{add_positions, four},
+};
 use serde::{Deserialize, Serialize};
 use smalti::{
-    DType, Result, Rng, Tensor, ensure,
+    DType, Device, Result, Rng, Tensor, ensure,
     nn::{Block, BlockConfig, BlockNames, Gelu, LayerNorm, Param, Params, init},
 };
 
@@ -146,21 +149,36 @@ impl TextTower {
         }
     }
 
+    /// Tokens `[N, T]` without the columns that are padding in every row, where that changes no result: no token sees
+    /// one behind it, and the last that counts is the pooled one. On a GPU they stay, since the host would have to
+    /// wait for their number, and a recorded step needs shapes that stay.
+    fn trimmed(&self, tokens: &Tensor) -> Result<Tensor> {
+        let [_, t] = tokens.dims("text tower")?;
+        let unseen = self.style.causal && self.style.pool == TextPool::Largest;
+        if !unseen || t > self.config.context_length || tokens.device() != Device::Cpu {
+            return Ok(tokens.clone());
+        }
+        let ends = self.pooled(tokens)?.to_vec::<i64>()?;
+        match ends.iter().max() {
+            Some(&last) => tokens.narrow(1, 0, last as usize + 1),
+            None => Ok(tokens.clone()),
+        }
+    }
+
     /// Tokens `[N, T]` (i64) to features `[N, E]`, not normalised. With `ids` `[N, K]`, ascending in each row and
     /// with the pooled position among them, the other tokens are left out.
     ///
     /// # Errors
     /// As [`embed`](Self::embed).
     pub fn forward(&self, tokens: &Tensor, ids: Option<&Tensor>) -> Result<Tensor> {
-        let mut x = self.embed(tokens, ids)?;
-        for block in &self.blocks {
-            x = block.forward(&x, None)?;
-        }
-        let pooled = match (self.style.pool, ids) {
-            (TextPool::First, _) => x.select(1, 0)?,
-            (TextPool::Largest, None) => x.gather_tokens(&self.pooled(tokens)?)?.select(1, 0)?,
-            (TextPool::Largest, Some(ids)) => {
-                x.gather_tokens(&self.pooled(&tokens.gather(1, ids)?)?)?.select(1, 0)?
+        let trimmed = if ids.is_none() { self.trimmed(tokens)? } else { tokens.clone() };
+        let x = self.embed(&trimmed, ids)?;
+        let pooled = match self.style.pool {
+            TextPool::First => blocks::first_token(&self.blocks, x)?,
+            TextPool::Largest => {
+                let kept = ids.map(|ids| tokens.gather(1, ids)).transpose()?;
+                let end = self.pooled(kept.as_ref().unwrap_or(&trimmed))?;
+                blocks::one_token(&self.blocks, x, |tokens| tokens.gather_tokens(&end))?
             }
         };
         // the norm is one of each token by itself, so that the others need none

@@ -2,7 +2,7 @@
 //!
 //! Source: Dosovitskiy et al., ICLR 2021; sizes and initialisation as in MAE (He et al., CVPR 2022).
 
-use super::stem::Stem;
+use super::{blocks, stem::Stem};
 use serde::{Deserialize, Serialize};
 use smalti::{
     PatchOrder, Result, Rng, Tensor, ensure,
@@ -261,18 +261,18 @@ impl Encoder {
     /// # Errors
     /// If the images have another size or other channels.
     pub fn forward(&self, images: &Tensor, rng: Option<&mut Rng>) -> Result<Tensor> {
-        self.forward_all(images, rng.is_some(), rng)
+        blocks::run(&self.blocks, self.embed(images, rng.is_some())?, rng)
     }
 
-    pub(super) fn forward_all(
-        &self,
-        images: &Tensor,
-        training: bool,
-        rng: Option<&mut Rng>,
-    ) -> Result<Tensor> {
+    /// The class token behind the last block, `[N, D]`, without drop path.
+    pub(super) fn class_token(&self, images: &Tensor, training: bool) -> Result<Tensor> {
+        blocks::first_token(&self.blocks, self.embed(images, training)?)
+    }
+
+    /// Class token and patches with their positions.
+    fn embed(&self, images: &Tensor, training: bool) -> Result<Tensor> {
         let x = self.patches(images, training)?;
-        let x = Tensor::cat(&[&self.class_rows(x.shape()[0])?, &x], 1)?.add(&self.pos_embed.get())?;
-        self.run(x, rng)
+        Tensor::cat(&[&self.class_rows(x.shape()[0])?, &x], 1)?.add(&self.pos_embed.get())
     }
 
     /// Only patches `ids` `[N, K]`, in that order: tokens `[N, 1 + K, D]`.
@@ -286,18 +286,11 @@ impl Encoder {
         let x = add_positions(&x, &positions, Some(ids))?;
         // The class token's position is row 0 of the table.
         let class = self.class_rows(x.shape()[0])?.add(&self.pos_embed.get().narrow(1, 0, 1)?)?;
-        self.run(Tensor::cat(&[&class, &x], 1)?, None)
+        blocks::run(&self.blocks, Tensor::cat(&[&class, &x], 1)?, None)
     }
 
     fn class_rows(&self, n: usize) -> Result<Tensor> {
         self.cls_token.get().expand([n, 1, self.config.embed_dim])
-    }
-
-    fn run(&self, mut x: Tensor, mut rng: Option<&mut Rng>) -> Result<Tensor> {
-        for block in &self.blocks {
-            x = block.forward(&x, rng.as_deref_mut())?;
-        }
-        Ok(x)
     }
 
     fn check(&self, images: &Tensor) -> Result<()> {

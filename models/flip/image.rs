@@ -1,7 +1,10 @@
 //! The image tower.
 
 use super::config::{FlipConfig, ImagePool, Style};
-use crate::backbones::vit::{PatchEmbed, VitConfig, add_positions};
+use crate::backbones::{
+    blocks,
+    vit::{PatchEmbed, VitConfig, add_positions},
+};
 use smalti::{
     Result, Rng, Tensor, ensure,
     nn::{Block, BlockConfig, BlockNames, LayerNorm, Param, Params, init, pos_embed},
@@ -96,13 +99,14 @@ impl ImageTower {
         if let Some(norm) = &self.ln_pre {
             x = norm.forward(&x)?;
         }
-        for block in &self.blocks {
-            x = block.forward(&x, None)?;
-        }
+        let all = |x| blocks::run(&self.blocks, x, None);
         let pooled = match self.style.image_pool {
-            ImagePool::All => self.ln_post.forward(&x)?.mean(1)?,
-            ImagePool::Class => self.ln_post.forward(&x.select(1, 0)?)?,
-            ImagePool::Patches => self.ln_post.forward(&x.narrow(1, 1, x.shape()[1] - 1)?)?.mean(1)?,
+            ImagePool::All => self.ln_post.forward(&all(x)?)?.mean(1)?,
+            ImagePool::Class => self.ln_post.forward(&blocks::first_token(&self.blocks, x)?)?,
+            ImagePool::Patches => {
+                let patches = x.shape()[1] - 1;
+                self.ln_post.forward(&all(x)?.narrow(1, 1, patches)?)?.mean(1)?
+            }
         };
         pooled.matmul(&self.projection.get())
     }

@@ -40,8 +40,20 @@ impl Attention {
     /// If `x` has another rank or width.
     #[track_caller]
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.project(&self.attend(x)?)
+    }
+
+    /// The first half of it: the heads' results, one after the other.
+    #[track_caller]
+    pub(super) fn attend(&self, x: &Tensor) -> Result<Tensor> {
         let [b, s, d] = x.dims("attention")?;
         let qkv = self.qkv.forward(x)?.reshape([b, s, 3, self.heads, d / self.heads])?;
-        self.proj.forward(&qkv.attention(self.causal, None)?)
+        qkv.attention(self.causal, None)
+    }
+
+    /// The second half, which is one of each position by itself.
+    #[track_caller]
+    pub(super) fn project(&self, attended: &Tensor) -> Result<Tensor> {
+        self.proj.forward(attended)
     }
 }

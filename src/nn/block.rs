@@ -86,13 +86,71 @@ impl Block {
     /// # Errors
     /// If `x` has another rank or width.
     #[track_caller]
-    pub fn forward(&self, x: &Tensor, mut rng: Option<&mut Rng>) -> Result<Tensor> {
+    pub fn forward(&self, x: &Tensor, rng: Option<&mut Rng>) -> Result<Tensor> {
+        self.forward_kept(x, |tokens| Ok(tokens.clone()), rng)
+    }
+
+    /// The outputs at some tokens alone: what `keep` makes of `[B, S, D]`, `[B, K, D]`. All tokens are attended to; what
+    /// comes behind the attention is computed for these only. So the last block costs a quarter where one token, such
+    /// as the class token, stands for all.
+    ///
+    /// # Errors
+    /// As [`forward`](Self::forward), or if `keep` fails.
+    #[track_caller]
+    pub fn forward_kept(
+        &self,
+        x: &Tensor,
+        keep: impl Fn(&Tensor) -> Result<Tensor>,
+        mut rng: Option<&mut Rng>,
+    ) -> Result<Tensor> {
         let mut branch = |y: Tensor| match rng.as_deref_mut() {
             Some(rng) if self.drop_path > 0.0 => y.drop_path(self.drop_path, rng),
             _ => Ok(y),
         };
-        let attended = branch(self.attn.forward(&self.norm1.forward(x)?)?)?;
-        let (x, normed) = self.norm2.forward_add(x, &attended)?;
+        let attended = keep(&self.attn.attend(&self.norm1.forward(x)?)?)?;
+        let attended = branch(self.attn.project(&attended)?)?;
+        let (x, normed) = self.norm2.forward_add(&keep(x)?, &attended)?;
         x.add(&branch(self.mlp.forward(&normed)?)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn close(a: &Tensor, b: &Tensor) -> Result<bool> {
+        Ok(a.shape() == b.shape() && a.detach().sub(&b.detach())?.abs()?.amax(())?.item()? < 1e-5)
+    }
+
+    /// Outputs and gradients at some tokens are those of the whole block.
+    #[test]
+    fn some_tokens_alone() -> Result<()> {
+        let params = Params::new();
+        let config = BlockConfig {
+            width: 8,
+            heads: 2,
+            mlp_ratio: 2.0,
+            qkv_bias: true,
+            eps: 1e-5,
+            gelu: Gelu::Erf,
+            drop_path: 0.5,
+            causal: true,
+            names: BlockNames::CLIP,
+        };
+        let block = Block::new(&params, config, &mut Rng::new(0))?;
+        let x = Tensor::randn([4, 5, 8], &mut Rng::new(1))?.requires_grad();
+        let ids = Tensor::from_slice(&[2i64, 0, 4, 1], [4, 1])?;
+        let keep = |tokens: &Tensor| tokens.gather_tokens(&ids);
+        let (mut first, mut second) = (Rng::new(2), Rng::new(2));
+        let all = keep(&block.forward(&x, Some(&mut first))?)?;
+        let some = block.forward_kept(&x, keep, Some(&mut second))?;
+        assert!(close(&all, &some)?);
+        let grads = [&all, &some].map(|y| y.mul(y).and_then(|y| y.sum(())).and_then(|loss| loss.backward()));
+        let [Ok(all), Ok(some)] = grads else { panic!("no gradients") };
+        assert!(close(all.get(&x).unwrap(), some.get(&x).unwrap())?);
+        for param in params.trained() {
+            assert!(close(all.get(&param).unwrap(), some.get(&param).unwrap())?, "{}", param.name());
+        }
+        Ok(())
     }
 }
