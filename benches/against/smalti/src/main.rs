@@ -2,19 +2,11 @@
 
 #[cfg(target_arch = "x86_64")]
 mod peak;
+mod steps;
 #[path = "../../worker.rs"]
 mod worker;
 
-use smalti::{
-    BackwardOptions, ConvOptions, CrossEntropy, DType, Rng, Tensor,
-    nn::{Block, BlockConfig, BlockNames, Gelu, Linear, Params, Statistics},
-    optim::{AdamW, Algorithm, Optimizer, no_decay_1d},
-};
-use smalti_models::{
-    backbones::resnet::{ResNet, ResNetConfig},
-    mae::{Mae, MaeConfig},
-};
-use worker::shapes::{self, BATCH, DECODER, ENCODER, PATCHES, SIDE};
+use smalti::{BackwardOptions, ConvOptions, CrossEntropy, DType, Tensor};
 use worker::{Outputs, Result, Variant, fill, mean_square, serve, sizes, variant};
 
 fn tensor(shape: &[usize], seed: u32, scale: f64, mean: f64) -> smalti::Result<Tensor> {
@@ -51,101 +43,6 @@ fn backward(
         }
         Ok(outputs(all))
     })
-}
-
-/// Gives the parameters the numbers that every worker computes on.
-fn set(params: &Params, shapes: &[shapes::Parameter], seed: u32) -> smalti::Result<()> {
-    let trained = params.trained();
-    for (i, (param, (shape, scale, mean))) in trained.iter().zip(shapes).enumerate() {
-        let value = tensor(shape, seed + i as u32, *scale, *mean)?;
-        param.set(&value.reshape(param.value().shape())?)?;
-    }
-    Ok(())
-}
-
-fn vit_block(dy: Tensor) -> Result<Variant> {
-    let (width, _, heads) = ENCODER;
-    let params = Params::new();
-    let config = BlockConfig {
-        width,
-        heads,
-        mlp_ratio: 4.0,
-        qkv_bias: true,
-        eps: 1e-6,
-        gelu: Gelu::Erf,
-        drop_path: 0.0,
-        causal: false,
-        names: BlockNames::TIMM,
-    };
-    let block = Block::new(&params, config, &mut Rng::new(0))?;
-    set(&params, &shapes::block(width), 10)?;
-    let x = tensor(&X, 1, 1.0, 0.0)?.requires_grad();
-    Ok(variant("nn::Block", move || {
-        let y = block.forward(&x, None)?;
-        let options = BackwardOptions { grad: Some(dy.clone()), ..Default::default() };
-        let mut grads = y.backward_with(&options)?;
-        let mut all = vec![y];
-        all.push(grads.remove(&x).ok_or("a gradient is missing")?);
-        for param in params.trained() {
-            all.push(grads.remove(&param).ok_or("a gradient is missing")?);
-        }
-        Ok(outputs(all))
-    }))
-}
-
-/// Gives a network's parameters their numbers, by a rule on names and shapes that the other workers have too.
-fn set_network(params: &Params, seed: u32) -> smalti::Result<()> {
-    for (i, param) in params.trained().iter().enumerate() {
-        let shape = param.value().shape().to_vec();
-        let fan = match shape[..] {
-            [out, _, height, width] => out * height * width,
-            _ => shape.iter().sum(),
-        };
-        let scale = if shape.len() == 1 { 0.1 } else { (6.0 / fan as f64).sqrt() };
-        let gain = shape.len() == 1 && param.name().ends_with("weight");
-        param.set(&tensor(&shape, seed + i as u32, scale, f64::from(u8::from(gain)))?)?;
-    }
-    Ok(())
-}
-
-fn resnet50() -> Result<Variant> {
-    let (params, rng) = (Params::new(), &mut Rng::new(0));
-    let config = ResNetConfig::preset(50).ok_or("no preset")?;
-    let network = ResNet::new(&params, &config, Statistics::Batch, rng)?;
-    let head = Linear::new(&params.sub("fc"), config.features(), 1000, true, rng)?;
-    set_network(&params, 200)?;
-    let images = tensor(&[BATCH, 3, SIDE, SIDE], 7, 1.7, 0.0)?.to_channels_last()?;
-    let dy = tensor(&[BATCH, 1000], 9, 1.0, 0.0)?;
-    Ok(variant("smalti_models::resnet, channels_last", move || {
-        let y = head.forward(&network.forward(&images, true)?)?;
-        let options = BackwardOptions { grad: Some(dy.clone()), ..Default::default() };
-        let mut grads = y.backward_with(&options)?;
-        let mut all = vec![y];
-        for param in params.trained() {
-            all.push(grads.remove(&param).ok_or("a gradient is missing")?);
-        }
-        Ok(outputs(all))
-    }))
-}
-
-fn mae_step() -> Result<Variant> {
-    let config = MaeConfig { norm_pix_loss: true, ..MaeConfig::preset("base").ok_or("no preset")? };
-    let mae = Mae::new(&config, &mut Rng::new(0))?;
-    set(mae.params(), &shapes::mae(), 100)?;
-    for (name, seed, width) in [("pos_embed", 5, ENCODER.0), ("decoder_pos_embed", 6, DECODER.0)] {
-        let table = mae.params().get(name).ok_or("no position table")?;
-        table.set(&tensor(&[1, 1 + PATCHES, width], seed, 1.0, 0.0)?)?;
-    }
-    let trained = mae.params().trained();
-    let adam = AdamW { betas: (0.9, 0.95), weight_decay: 0.05, ..Default::default() };
-    let mut adam = adam.over(&trained, &[no_decay_1d(&trained)])?;
-    let images = tensor(&[BATCH, 3, SIDE, SIDE], 7, 1.7, 0.0)?;
-    let noise = tensor(&[BATCH, PATCHES], 8, 1.0, 0.0)?;
-    Ok(variant("smalti_models::mae", move || {
-        let loss = mae.forward(&images, mae.mask(&noise)?)?.loss;
-        adam.step(&loss.backward()?, 1e-4)?;
-        Ok(outputs(vec![loss]))
-    }))
 }
 
 const X: [usize; 3] = [8, 197, 768];
@@ -195,7 +92,8 @@ fn contrastive(name: &str) -> Result<Vec<Variant>> {
     let options = CrossEntropy::default();
     let composed = move |x: &[Tensor]| {
         let logits = x[0].matmul(&x[1].t()?)?.mul(&x[2])?;
-        let both = logits.cross_entropy(&labels, &options)?.add(&logits.t()?.cross_entropy(&labels, &options)?)?;
+        let both =
+            logits.cross_entropy(&labels, &options)?.add(&logits.t()?.cross_entropy(&labels, &options)?)?;
         both.mul_scalar(0.5)
     };
     Ok(vec![
@@ -242,7 +140,9 @@ fn cases(name: &str) -> Result<Option<Vec<Variant>>> {
         }
         (_, "layer_norm/forward") => vec![forward("layer_norm", rows()?, layer_norm)],
         (_, "layer_norm/forward+backward") => vec![backward("layer_norm", dy()?, rows()?, layer_norm)],
-        (_, "softmax/forward") => vec![forward("softmax", vec![tensor(&X, 1, 4.0, 0.0)?], |x| x[0].softmax(-1))],
+        (_, "softmax/forward") => {
+            vec![forward("softmax", vec![tensor(&X, 1, 4.0, 0.0)?], |x| x[0].softmax(-1))]
+        }
         (_, "softmax/forward+backward") => {
             vec![backward("softmax", dy()?, vec![tensor(&X, 1, 4.0, 0.0)?], |x| x[0].softmax(-1))]
         }
@@ -256,9 +156,13 @@ fn cases(name: &str) -> Result<Option<Vec<Variant>>> {
         ("contrastive", _) => contrastive(name)?,
         ("info_nce", _) => info_nce(name)?,
         ("conv2d", _) => conv2d(name, plain)?,
-        (_, "vit_block") => vec![vit_block(dy()?)?],
-        (_, "resnet50") => vec![resnet50()?],
-        (_, "mae_step") => vec![mae_step()?],
+        (_, "vit_block") => vec![steps::vit_block(dy()?)?],
+        (_, "resnet50") => vec![steps::resnet50()?],
+        (_, "moco_v2_step") => vec![steps::moco_v2_step()?],
+        (_, "simsiam_step") => vec![steps::simsiam_step()?],
+        (_, "flip_step") => vec![steps::flip_step(0.5)?],
+        (_, "clip_step") => vec![steps::flip_step(0.0)?],
+        (_, "mae_step") => vec![steps::mae_step()?],
         _ => return Ok(None),
     }))
 }
