@@ -3,6 +3,7 @@
 #   plain   emulated, optimised            asan   emulated, AddressSanitizer and UBSan
 #   tsan    emulated, ThreadSanitizer      nvcc   for a real GPU (needs nvcc; NVCC_ARCH, default 90a)
 # KERNELS="softmax norm" limits the build to these families (cuda/<family>*.cu and cuda/tests/<family>*.cpp).
+# LIBRARY=FILE takes the kernels from this library instead of compiling them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mode=${1:?plain, asan, tsan or nvcc}
@@ -27,7 +28,11 @@ if [ -n "${KERNELS:-}" ]; then
         for f in cuda/"$family"*.cu cuda/"$family"/*.cu cuda/tests/"$family"*.cpp; do [ -f "$f" ] && sources+=("$f"); done
     done
 else
-    while read -r f; do sources+=("$f"); done < <(find cuda -name '*.cu' ! -name status.cu ! -path '*/sm90/*' | sort)
+    if [ -n "${LIBRARY:-}" ]; then
+        sources=(cuda/tests/main.cpp)
+    else
+        while read -r f; do sources+=("$f"); done < <(find cuda -name '*.cu' ! -name status.cu ! -path '*/sm90/*' | sort)
+    fi
     for f in cuda/tests/*.cpp; do [ "$f" = cuda/tests/main.cpp ] || sources+=("$f"); done
 fi
 
@@ -50,7 +55,7 @@ if [ "$mode" = nvcc ]; then
     home=$(dirname "$(dirname "$(command -v "${compile[0]}")")")
     for lib in "$home/lib" "$home/lib64"; do [ -d "$lib" ] && link+=("-L$lib"); done
 fi
-"${compile[@]}" -o "$out/kernel_tests" "${objects[@]}" ${link[@]+"${link[@]}"}
+"${compile[@]}" -o "$out/kernel_tests" "${objects[@]}" ${LIBRARY:+"$LIBRARY"} ${link[@]+"${link[@]}"}
 export ASAN_OPTIONS=${ASAN_OPTIONS:-detect_leaks=0:detect_stack_use_after_return=0}
 export TSAN_OPTIONS=${TSAN_OPTIONS:-halt_on_error=0:exitcode=66}
 [ "$mode" = nvcc ] && [ -z "${RUN:-}" ] && exit 0

@@ -8,6 +8,12 @@ int main(int argc, char** argv) {
   for (int i = 2; i < argc; i++) seeds.push_back((unsigned)std::atoi(argv[i]));
   if (seeds.empty()) seeds = {0, 1};
 #if defined(__CUDACC__)
+  int devices = 0;
+  const cudaError_t status = cudaGetDeviceCount(&devices);
+  if (status != cudaSuccess || devices == 0) {
+    std::fprintf(stderr, "no CUDA driver or no GPU on this machine: %s\n", cudaGetErrorString(status));
+    return 2;
+  }
   seeds = {0};
 #endif
   int ran = 0, failed = 0;
