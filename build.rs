@@ -38,6 +38,7 @@ fn files(folder: &Path, extension: &str) -> Vec<PathBuf> {
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 mod kernels {
     use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// Kernels that hold instructions of sm_90a alone stand in folders of this name.
     const HOPPER: &str = "sm90";
@@ -98,18 +99,42 @@ mod kernels {
         names.iter().map(flag).collect()
     }
 
-    /// Not by way of `Build::debug`, which would pass -G and switch the optimiser off.
+    /// Each file by itself: those of one `Build` cc makes relocatable and links for the device, and then every program
+    /// holds all kernels twice.
     fn compile(nvcc: &Path, name: &str, sources: &[PathBuf], flags: &[String]) {
-        // Not by way of `Build::compiler` either: cc takes what is named there for a host compiler, and hands it
-        // that one's flags unwrapped. A build script has one thread here, so the environment may be set.
+        // Not by way of `Build::compiler`: cc takes what is named there for a host compiler, and hands it that one's
+        // flags unwrapped. A build script has one thread here, so the environment may be set.
         unsafe { std::env::set_var("NVCC", nvcc) };
+        let jobs = std::env::var("NUM_JOBS").ok().and_then(|n| n.parse().ok()).unwrap_or(1);
+        let next = AtomicUsize::new(0);
+        let worker = || {
+            let mut objects = Vec::new();
+            while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+                objects.extend(build(flags).file(source).cargo_metadata(false).compile_intermediates());
+            }
+            objects
+        };
+        let mut objects: Vec<PathBuf> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..jobs).map(|_| scope.spawn(worker)).collect();
+            let done = |thread: std::thread::ScopedJoinHandle<Vec<PathBuf>>| {
+                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            threads.into_iter().flat_map(done).collect()
+        });
+        objects.sort();
+        build(flags).objects(objects).compile(name);
+    }
+
+    /// Not by way of `Build::debug`, which would pass -G and switch the optimiser off.
+    fn build(flags: &[String]) -> cc::Build {
         let mut build = cc::Build::new();
         build.cuda(true).cudart("static").debug(false).opt_level(3).warnings(false);
-        build.std("c++17").flag("-lineinfo").files(sources);
+        // by default machine code with line information is not compressed, which is most of a program
+        build.std("c++17").flag("-lineinfo").flag("-Xfatbin=-compress-all");
         for flag in flags {
             build.flag(flag);
         }
-        build.compile(name);
+        build
     }
 
     fn nvcc() -> PathBuf {
