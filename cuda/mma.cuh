@@ -6,7 +6,8 @@
 namespace smalti {
 struct bf16 { uint16_t x; };
 struct f16 { uint16_t x; };
-/// Conversions in plain integer arithmetic, the same on every compiler; to nearest, ties to even.
+/// Conversions to nearest, ties to even: instructions on a GPU, else integer arithmetic, which gives the same but for the
+/// bits of a NaN.
 HOST_DEV float bits2f(uint32_t u) {
 #if defined(__CUDA_ARCH__)
   return __uint_as_float(u);
@@ -23,9 +24,13 @@ HOST_DEV uint32_t f2bits(float f) {
 }
 HOST_DEV float bf2f(bf16 v) { return bits2f((uint32_t)v.x << 16); }
 HOST_DEV bf16 f2bf(float f) {
+#if defined(__CUDA_ARCH__)
+  bf16 h; asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(h.x) : "f"(f)); return h;
+#else
   const uint32_t u = f2bits(f);
   if ((u & 0x7fffffffu) > 0x7f800000u) return {(uint16_t)(u >> 16 | 0x40)};
   return {(uint16_t)((u + 0x7fffu + (u >> 16 & 1)) >> 16)};
+#endif
 }
 HOST_DEV float h2f(f16 v) {
 #if defined(__CUDA_ARCH__)

@@ -8,9 +8,30 @@ namespace attention {
 
 constexpr int kQueries = 32;  // of one step
 
-/// Row stride of relative terms: 4 mod 16, so that the quads of a warp read different banks.
-HOST_DEV int term_stride(const Side& s, bool relative) {
-  const int n = s.win_h + s.win_w;
+/// What a block reads of a query's relative terms [win_h + win_w]: those of all columns, then those of the window rows that
+/// its keys are in, both widened to whole chunks of four.
+struct Terms {
+  int n, column, columns, row, chunks;  // terms; first of the columns, chunks of them; first of the rows; chunks of both
+  HOST_DEV Terms(const Side& s, int low, int high)
+      : n(s.win_h + s.win_w), column(s.win_h & ~3), columns((n - column + 3) / 4), row(low & ~3), chunks(columns + high / 4 - low / 4 + 1) {}
+  /// Every fourth chunk from `part` on; zeros where there is no query.
+  DEV void copy(float* to, const float* from, bool there, int part) const {
+    const bool wide = (((uintptr_t)from | (uintptr_t)n * 4) & 15) == 0;
+    for (int c = part; c < chunks; c += 4) {
+      const int i = c < columns ? column + c * 4 : row + (c - columns) * 4;
+      if (there && wide) {
+        cp16(to + c * 4, from + i);
+      } else {
+        UNROLL for (int e = 0; e < 4; e++) to[c * 4 + e] = there && i + e < n ? from[i + e] : 0.f;
+      }
+    }
+  }
+};
+
+/// Row stride of relative terms for blocks of so many keys: 4 mod 16, so that the quads of a warp read different banks.
+HOST_DEV int term_stride(const Side& s, int keys, bool relative) {
+  const int rows = (keys - 2) / s.pitch + 2, most = rows < s.win_h ? rows : s.win_h;  // not aligned: one chunk more
+  const int n = 4 * (Terms(s, 0, most - 1).chunks + 1);
   return relative ? (n + 11) / 16 * 16 + 4 : 0;
 }
 
@@ -23,7 +44,7 @@ template <int DP> struct DkvLayout {
     stage = v + warps * 16 * LD * 2;
     rows = stage + 2 * 2 * kQueries * LD * 2;
     terms = rows + 2 * 2 * kQueries * 4;
-    stride = term_stride(s, relative);
+    stride = term_stride(s, warps * 16, relative);
     bytes = terms + 2 * kQueries * stride * 4;
   }
 };
@@ -55,26 +76,24 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_mma(const Problem p) {
   T* stage = (T*)(sm + at.stage);
   float *rows = (float*)(sm + at.rows), *terms = (float*)(sm + at.terms);
   const Place w = place_of(p);
-  const int block = w.tile * warps * 16, first = block + warp * 16, n = p.ks.win_h + p.ks.win_w;
+  const int block = w.tile * warps * 16, first = block + warp * 16;
+  const int low = block / p.ks.pitch, high = (block + warps * 16 - 1) / p.ks.pitch;
+  const Terms own(p.ks, low, high < p.ks.win_h ? high : p.ks.win_h - 1);
   const int below = p.qs.img_h - w.wy * p.qs.win_h, queries = (below < p.qs.win_h ? below : p.qs.win_h) * p.qs.pitch;
   const int start = p.causal ? block / kQueries : 0, steps = (queries + kQueries - 1) / kQueries;
   auto fetch = [&](int j) {
     const int s = j & 1;
     load_pair<T, DP>(stage + s * 2 * STAGE, STAGE, LD, p, p.q, p.go, p.qs, w, j * kQueries, kQueries, tid, threads);
-    if (tid < kQueries) {
-      const int r = j * kQueries + tid, y = r / p.qs.pitch, x = r - y * p.qs.pitch;
+    // with relative terms, four threads a query
+    ROLLED for (int r = REL ? tid >> 2 : tid; r < kQueries; r += REL ? threads >> 2 : threads) {
+      const int q = j * kQueries + r, y = q / p.qs.pitch, x = q - y * p.qs.pitch;
       const bool in = inside(p.qs, w, y, x);
       const int64_t i = in ? query_index(p, w, y, x) : 0;
-      rows[(s * 2) * kQueries + tid] = in ? ((const float*)p.lse)[i] * kLog2e : INFINITY;
-      rows[(s * 2 + 1) * kQueries + tid] = in ? ((const float*)p.delta)[i] : 0.f;
-    }
-    if (REL) {
-      for (int r = warp; r < kQueries; r += warps) {
-        const int q = j * kQueries + r, y = q / p.qs.pitch, x = q - y * p.qs.pitch;
-        const bool in = inside(p.qs, w, y, x);
-        const float* from = (const float*)p.rel + (in ? query_index(p, w, y, x) * n : 0);
-        for (int i = lane; i < n; i += 32) terms[(s * kQueries + r) * at.stride + i] = in ? from[i] : 0.f;
+      if (!REL || (tid & 3) == 0) {
+        rows[(s * 2) * kQueries + r] = in ? ((const float*)p.lse)[i] * kLog2e : INFINITY;
+        rows[(s * 2 + 1) * kQueries + r] = in ? ((const float*)p.delta)[i] : 0.f;
       }
+      if (REL) own.copy(terms + (s * kQueries + r) * at.stride, (const float*)p.rel + i * own.n, in, tid & 3);
     }
   };
   load_pair<T, DP>((T*)(sm + at.k), warps * 16 * LD, LD, p, p.k, p.v, p.ks, w, block, warps * 16, tid, threads);
@@ -135,8 +154,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_mma(const Problem p) {
         UNROLL for (int h = 0; h < 2; h++) {
           float x = s[i][2 * h + e];
           if (REL) {
-            const int y = ky[h] < p.ks.win_h ? ky[h] : 0, xk = kx[h] < p.ks.win_w ? kx[h] : 0;
-            x += term[c * at.stride + y] + term[c * at.stride + p.ks.win_h + xk];
+            const int y = ky[h] < p.ks.win_h ? ky[h] : low, xk = kx[h] < p.ks.win_w ? kx[h] : 0;
+            x += term[c * at.stride + own.columns * 4 + y - own.row] + term[c * at.stride + p.ks.win_h - own.column + xk];
           }
           const float weight = ex2(x - l);
           s[i][2 * h + e] = weight;

@@ -9,7 +9,7 @@ namespace smalti {
 namespace attention {
 
 constexpr int kTokens = 64;  // queries of one window row that are worked on together
-constexpr int kTableBlocks = 264;
+constexpr int kTableBlocks = 528;  // at most
 
 HOST_DEV int round4(int n) { return (n + 3) / 4 * 4; }
 
@@ -54,9 +54,12 @@ template <class T> __global__ void __launch_bounds__(256) table_parts(const Prob
         sd[j] = k < kh ? slopes[r * (kh + kw) + k] : k >= h4 && k - h4 < kw ? slopes[r * (kh + kw) + kh + k - h4] : (A)0;
       }
       __syncthreads();
-      // Row table: this thread has 4 keys by 4 columns, whose table rows are its own for this y.
-      for (int j = tid; j < h4 / 4 * columns; j += 256) {
-        const int c = j % columns * 4, k = j / columns * 4;
+      // Row table: this thread has 4 keys by 4 columns, whose table rows are its own for this y. The threads behind have the
+      // column table's.
+      const int row_jobs = h4 / 4 * columns, jobs = row_jobs + (2 * kw + 2) / 4 * columns;
+      int job = tid;
+      for (; job < row_jobs; job += 256) {
+        const int c = job % columns * 4, k = job / columns * 4;
         A acc[4][4] = {};
         for (int x = 0; x < tokens; x++) {
           const Q a = *(const Q*)(sd + x * n4 + k), b = *(const Q*)(sq + x * d4 + c);
@@ -65,8 +68,8 @@ template <class T> __global__ void __launch_bounds__(256) table_parts(const Prob
         UNROLL for (int r = 0; r < 4; r++) if (k + r < kh) UNROLL for (int e = 0; e < 4; e++) sums[(y - k - r + kh - 1) * d4 + c + e] += acc[r][e];
       }
       // Column table: 4 rows of the table by 4 columns; row r meets query x and key x - r + win_w - 1.
-      for (int j = tid; j < (2 * kw + 2) / 4 * columns; j += 256) {
-        const int c = j % columns * 4, row = j / columns * 4;
+      for (; job < jobs; job += 256) {
+        const int c = (job - row_jobs) % columns * 4, row = (job - row_jobs) / columns * 4;
         A acc[4][4] = {};
         for (int x = 0; x < tokens; x++) {
           const Q b = *(const Q*)(sq + x * d4 + c);
@@ -98,8 +101,10 @@ template <class T> int32_t run_tables(const Problem& p, void* part, void* to_h, 
   const int64_t units = table_units(p), smem = table_bytes<A>(p), n = (int64_t)(2 * (p.ks.win_h + p.ks.win_w) - 2) * p.q.n;
   if (smem > kMaxSmem) return kInvalid;
   int rc = 0;
-  int blocks = (int)grid_for(units, 1);
-  if (blocks > kTableBlocks) blocks = kTableBlocks;
+  // one round of blocks, as many as fit: each has a sum of its own to write
+  int blocks = (int)grid_for(units, 1), most = 132 * (int)(kMaxSmem / (smem + 1024));
+  if (most > kTableBlocks) most = kTableBlocks;
+  if (blocks > most) blocks = most;
   LAUNCH(rc, table_parts<T>, dim3(blocks), dim3(256), smem, stream, p, (A*)part, units);
   if (rc) return rc;
   LAUNCH_FLAT(rc, table_sum<A>, dim3(grid_for(n, 128)), dim3(128), stream, (const A*)part, blocks, n, (int64_t)(2 * p.ks.win_h - 1) * p.q.n, (A*)to_h, (A*)to_w);

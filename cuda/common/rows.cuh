@@ -27,11 +27,13 @@ template <class T, int V> DEV void load(const T* p, Num<T> (&v)[V]) {
   const Pack<T, V> raw = *reinterpret_cast<const Pack<T, V>*>(p);
   UNROLL for (int j = 0; j < V; j++) v[j] = (Num<T>)widen(raw.v[j]);
 }
-template <class T, int V> DEV void store(T* p, const Num<T> (&v)[V]) {
+template <class T, int V> DEV Pack<T, V> packed(const Num<T> (&v)[V]) {
   Pack<T, V> raw;
   UNROLL for (int j = 0; j < V; j++) raw.v[j] = narrow<T>(v[j]);
-  *reinterpret_cast<Pack<T, V>*>(p) = raw;
+  return raw;
 }
+/// Left to the compiler, which may cut it up: as a whole (`store_whole`), layer_norm has too few registers.
+template <class T, int V> DEV void store(T* p, const Num<T> (&v)[V]) { *reinterpret_cast<Pack<T, V>*>(p) = packed<T, V>(v); }
 inline bool aligned(const void* p, size_t bytes = 16) { return (uintptr_t)p % bytes == 0; }
 
 // Powers, and all of f64, are seldom asked for: calls keep the kernels small.
@@ -101,7 +103,7 @@ template <int V, class A> DEV void load_or(const A* p, int64_t at, A value, A (&
 /// From a position in row-major order to the offsets of N tensors that share the shape.
 template <int N> struct Index {
   int32_t rank;
-  uint32_t narrow[8];  // sizes, cut to 32 bits: positions below 2^31 divide by them alike
+  Divisor by[8];  // shape
   int64_t shape[8], stride[N][8];
 
   HOST_DEV void at(int64_t i, int64_t (&off)[N]) const {
@@ -109,8 +111,8 @@ template <int N> struct Index {
     if (i < (int64_t)1 << 31) {
       uint32_t left = (uint32_t)i;
       ROLLED for (int d = rank - 1; d > 0; d--) {
-        const uint32_t q = left / narrow[d];
-        UNROLL for (int k = 0; k < N; k++) off[k] += (int64_t)(left - q * narrow[d]) * stride[k][d];
+        const uint32_t q = by[d].of(left);
+        UNROLL for (int k = 0; k < N; k++) off[k] += (int64_t)(left - q * (uint32_t)shape[d]) * stride[k][d];
         left = q;
       }
       i = left;
@@ -151,7 +153,7 @@ template <int N> inline Index<N> make_index(Axis<N>* axes, int count) {
     x.shape[x.rank - 1] *= axes[i].n;
     for (int k = 0; k < N; k++) x.stride[k][x.rank - 1] = axes[i].stride[k];
   }
-  for (int d = 0; d < 8; d++) x.narrow[d] = (uint32_t)(x.shape[d] < 0xffffffffLL ? x.shape[d] : 0xffffffffLL);
+  for (int d = 0; d < x.rank; d++) x.by[d] = Divisor(x.shape[d]);
   return x;
 }
 /// Do all offsets of tensor k fall on multiples of v, dimension `but` aside?

@@ -11,6 +11,7 @@ template <int K> struct Strided {
   int64_t count;
   int64_t size[SMALTI_MAX_RANK];
   int64_t step[K][SMALTI_MAX_RANK];
+  Divisor by[SMALTI_MAX_RANK];  // size
 
   /// Do all operands lie side by side?
   bool flat() const {
@@ -48,6 +49,7 @@ template <int K> inline Strided<K> strided(const smalti_view* const (&views)[K])
     s.size[to] = merges ? s.size[to] * out.shape[d] : out.shape[d];
     for (int k = 0; k < K; k++) s.step[k][to] = views[k]->stride[d];
   }
+  for (int d = 0; d < s.rank; d++) s.by[d] = Divisor(s.size[d]);
   return s;
 }
 
@@ -63,13 +65,12 @@ inline bool same_shape(const smalti_view& a, const smalti_view& b) {
 template <int K> DEV void locate(const Strided<K>& s, int64_t i, int64_t (&at)[K]) {
   for (int k = 0; k < K; k++) at[k] = 0;
   ROLLED for (int d = s.rank - 1; d > 0; d--) {
-    // 32-bit division is several times faster, and nearly always enough
     int64_t q, r;
-    if (((uint64_t)i | (uint64_t)s.size[d]) >> 32) {
+    if (s.count >> 31) {
       q = i / s.size[d];
       r = i - q * s.size[d];
     } else {
-      const uint32_t q32 = (uint32_t)i / (uint32_t)s.size[d];
+      const uint32_t q32 = s.by[d].of((uint32_t)i);
       q = q32;
       r = (uint32_t)i - q32 * (uint32_t)s.size[d];
     }

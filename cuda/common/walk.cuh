@@ -28,6 +28,7 @@ template <int N> struct Walk {
   int rank = 0;
   int64_t numel = 1;
   int64_t shape[8] = {};
+  Divisor by[8];  // shape
   int64_t stride[N][8] = {};
 };
 
@@ -43,15 +44,19 @@ template <int N> Walk<N> make_walk(int rank, const int64_t* shape, const int64_t
     w.shape[at] = merges ? w.shape[at] * shape[d] : shape[d];
     for (int o = 0; o < N; o++) w.stride[o][at] = strides[o][d];
   }
+  for (int d = 0; d < w.rank; d++) w.by[d] = Divisor(w.shape[d]);
   return w;
 }
 
-/// Offsets of element `i`; `I` is uint32_t where numel fits (divisions of 64 bits are several times slower).
+/// Offsets of element `i`; `I` is uint32_t where numel is below 2^31, whose divisions are products.
 template <class I, int N> DEV void offsets(const Walk<N>& w, int64_t i, int64_t (&o)[N]) {
   for (int n = 0; n < N; n++) o[n] = 0;
   I rest = (I)i;
   ROLLED for (int d = w.rank - 1; d > 0; d--) {
-    const I size = (I)w.shape[d], q = rest / size, c = rest - q * size;
+    I q;
+    if constexpr (sizeof(I) == 4) q = w.by[d].of(rest);
+    else q = rest / w.shape[d];
+    const I c = rest - q * (I)w.shape[d];
     for (int n = 0; n < N; n++) o[n] += (int64_t)c * w.stride[n][d];
     rest = q;
   }

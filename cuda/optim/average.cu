@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(kPieceThreads) average(const __grid_constant__
     else load_numbers<V>((const A*)e.p + i, p);
     load<S, V>((const S*)e.g + i, g);
     UNROLL for (int j = 0; j < V; j++) p[j] = keep * p[j] + take * g[j];
-    if (sizeof(T) == sizeof(S)) store<T, V>((T*)e.p + i, p);
+    if (sizeof(T) == sizeof(S)) store_whole((T*)e.p + i, packed<T, V>(p));
     else store_numbers<V>((A*)e.p + i, p);
   });
 }

@@ -52,7 +52,7 @@ template <class T, class F> DEV void change(const Many<PairEntry>& many, const F
     Acc<T> v[V];
     load<T, V>((const T*)e.p + i, v);
     UNROLL for (int j = 0; j < V; j++) v[j] = f(v[j]);
-    store<T, V>((T*)e.p + i, v);
+    store_whole((T*)e.p + i, packed<T, V>(v));
   });
 }
 

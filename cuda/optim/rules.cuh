@@ -103,7 +103,7 @@ template <class T, class R, int V> struct Group {
     }
   }
   DEV void save_parameter(const StepEntry& e, int64_t i) const {
-    smalti::store<T, V>((T*)e.p + i, p);
+    store_whole((T*)e.p + i, packed<T, V>(p));
     if (sizeof(T) == 2) store_numbers<V>((A*)e.master + i, p);
   }
   /// `f(p, g, states)` of the j-th.

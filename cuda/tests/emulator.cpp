@@ -36,6 +36,19 @@ TEST(emulator_half_conversions) {
   CHECK(f2h(65520.f).x == 0x7c00 && f2h(65519.f).x == 0x7bff && f2h(5.96e-8f).x == 1 && std::isnan(h2f({0x7e00})));
 }
 
+TEST(emulator_divisor) {
+  int bad = 0;
+  const int64_t far = (int64_t)1 << 31;
+  for (int64_t d : {(int64_t)1, (int64_t)2, (int64_t)3, (int64_t)7, (int64_t)49, (int64_t)768, (int64_t)65535, (int64_t)65537, far / 2 - 1, far / 2, far / 2 + 1,
+                    far - 1, far, far + 1, far * 1024}) {
+    const Divisor by(d);
+    for (int64_t m = 0; m < 1000; m++)
+      for (int64_t n : {m, m * d - 1, m * d, far / 3 + m, far / d * d - 1 - m * d, far - 1 - m})
+        if (n >= 0 && n < far && by.of((uint32_t)n) != n / d) bad++;
+  }
+  CHECK(bad == 0);
+}
+
 __global__ void words(uint32_t* out) {
   const Words w = philox(~0ull, ~0ull, ~0ull);
   for (int i = 0; i < 4; i++) out[threadIdx.x * 4 + i] = w.w[i];
