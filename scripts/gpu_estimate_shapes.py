@@ -93,20 +93,28 @@ def dq_bytes(nt, warps, win=0, borrow=False):
 
 
 def dkv_bytes(warps, win=0):
-    return 2 * warps * 16 * ROW + 128 * ROW + 512 + 64 * 4 * ((2 * win + 11) // 16 * 16 + 4 if win else 0)
+    return 2 * warps * 16 * ROW + 128 * ROW + 512 + 64 * 4 * term_stride(warps * 16, win)
+
+
+def term_stride(keys, win):
+    """Relative terms of a query that a block of keys reads: all columns, its own rows, in chunks of four."""
+    most = min((keys - 2) // (-(-win // 8) * 8) + 2, win) if win else 0
+    chunks = (2 * win - win // 4 * 4 + 3) // 4 + (most - 1) // 4 + 2
+    return (4 * chunks + 11) // 16 * 16 + 4 if win else 0
 
 
 def delta(rows, row_bytes):
     """cuda/attention/delta.cuh: a lane for each 16 bytes of a row."""
     together = 32 * 16 // row_bytes
     return Launch("delta", "attention/backward", "delta_rowsI.*bf16", 256, 0, min(-(-rows // (8 * together)), SMS * 16), 2 * rows * row_bytes,
-                  turns=rows / together)
+                  turns=rows / together, inner=[0.5])
 
 
 def tables(win, units, busy, inner, size):
-    """cuda/attention/table.cuh: 264 blocks walk over window rows, 256 threads each; in a window of 14 four warps work."""
+    """cuda/attention/table.cuh: blocks that all fit walk over window rows, 256 threads each."""
     smem = 4 * (64 * 64 + 64 * 2 * ((win + 3) // 4 * 4) + (4 * win - 2) * 64)
-    return Launch("tables", "attention/window_backward", "table_partsI.*bf16", 256, smem, 264, size, turns=units * 8, inner=inner,
+    blocks = min(528, SMS * (227 * 1024 // (smem + 1024)))
+    return Launch("tables", "attention/window_backward", "table_partsI.*bf16", 256, smem, blocks, size, turns=units * 8, inner=inner,
                   wait=2 * WAIT, active=busy, work=prefer("FFMA"))
 
 
@@ -124,16 +132,17 @@ def vitdet(win, heads=12, batch=8, side=64):
         dq = Launch("dq", w + "backward", "dq_mmaI.*bf16ELi64ELi8ELi8E", 128, dq_bytes(8, 4, 64, True), groups * 64, 5 * tensor + 2 * terms,
                     [5, 4, 64, 4, 5], {-1: 8 + 32 + 8, 2: 8}, [(8, 1.03)] * 4)
         dkv = Launch("dk, dv", w + "backward", "dkv_mmaI.*bf16ELi64ELb1E", 128, dkv_bytes(4, 64), groups * 64, 6 * tensor + terms, [128],
-                     {-1: 12, 0: 4}, [(4, 1.03)] * 2)
+                     {-1: 12 + 5, 0: 4 + 5})
     else:
         fwd = Launch("forward", w + "forward", "forward_mmaI.*bf16ELi64ELi1ELi4ELi4ELi2E", 224, forward_bytes(1, 4, 7, 14), groups * 2,
                      4 * tensor, [2, 1, 7], {-1: 4 + 2 + 2.3, 2: 2.3}, active=rows)
         dq = Launch("dq", w + "backward", "dq_mmaI.*bf16ELi64ELi4ELi2E", 128, dq_bytes(4, 4, 14), groups * 4, 5 * tensor + 2 * terms,
                     [2, 1, 7, 1, 2], {-1: 8 + 3.4 + 4, 2: 4}, [(8, 0.52)] * 4, active=rows * 14 / 16)
         dkv = Launch("dk, dv", w + "backward", "dkv_mmaI.*bf16ELi64ELb1E", 128, dkv_bytes(4, 14), groups * 4, 6 * tensor + terms, [7 * rows],
-                     {-1: 12, 0: 4}, [(4, 0.26)] * 2, active=14 / 16)
-    # trips: loads of q and of the terms, then pairs of (items of a thread, unrolled tokens) of both tables
-    parts = tables(win, groups * win * rows, 1 if whole else 0.4, [1, 4, 8, 1, 16, 2, 32] if whole else [1, 1, 0.5, 1, 3, 1, 7], tensor + terms)
+                     {-1: 12 + 2, 0: 4 + 2}, active=14 / 16)
+    # trips: loads of q and of the terms, then pairs of (items of a thread, unrolled tokens) of both tables; in a window of 14
+    # less than six of eight warps have one item, of the table of columns at most
+    parts = tables(win, groups * win * rows, 1 if whole else 0.7, [1, 4, 8, 1, 16, 2, 32] if whole else [1, 1, 0.5, 0, 0, 1, 7], tensor + terms)
     gflop = (425, 1069) if whole else (22.4, 57.5)
     name, shape = "global attention + rel. pos." if whole else "window attention + rel. pos.", f"B{batch}, {side}x{side}, {win}x{win}, {heads}h, d64"
     aims = (("T", 400), ("T", 300)) if whole else (("x", 2.0), ("x", 2.5))
@@ -160,19 +169,26 @@ def plain(name, length, floors, gflop, batch=256, heads=16):
             Case(f"attention {name}, backward", shape, floors[1], gflop[1] * 1e9, 8 * tensor, (), [delta(groups * length, 128), dq, dkv])]
 
 
+def merge(results, parts, size):
+    """cuda/contrastive_forward.cu: 32 results a block, their parts in 16 runs, which the compiler takes four at a time."""
+    turns = parts / 16 / 4
+    return Launch("merge", "contrastive_forward", "mergeIf", 512, 32 * 16 * 12, results // 32, results * parts * size, turns=results / 32 * 16,
+                  inner=[turns], wait=(turns + 1) * WAIT)
+
+
 def contrastive():
     """BackwardPlan, ForwardPlan and query_splits of cuda/contrastive_*.cu for a budget of 256 MiB; 128x128 tiles, 4 stages."""
     n, d, smem, tile = 32768, 512, 81920, {-1: 12, 0: 3.25}
     flop, f, b = 2.0 * n * n * d, "contrastive_forward", "contrastive_backward"
     lse = Launch("tiles", f, "lse_tilesI.*bf16ELb0", 256, smem, 1024, 2 * n * d * 2 + n * 256 * 8, [64, 16], {0: 12, 1: 3.25}, work=tile_work)
-    columns = Launch("merge", f, "mergeIf", 128, 0, 256, n * 256 * 8, turns=n / 32, inner=[64, 0, 0], wait=64 * WAIT)
+    columns = merge(n, 256, 8)
     g = 4096 * n * 2
     parts = [Launch("slopes", b, "slopesI.*bf16ELb0", 256, smem, 8192, g + 2 * n * d, [16], tile, [(0, 0), (2, 2)], work=tile_work, times=8),
              Launch("dQ product", b, "multiplyI.*bf16ELb0ELb1", 256, smem, 512, g + n * d * 2, [256], {-1: 12, 0: 4}, work=tile_work, times=8),
              Launch("dK product", b, "multiplyI.*bf16ELb1ELb1", 256, smem, 1024, 4 * g + n * d * 8, [128], {-1: 12, 0: 4}, work=tile_work, times=8)]
     q, m, k = 256, 65536, 128
     moco = [Launch("tiles", f, "lse_tilesI.*bf16ELb1", 256, smem, 1024, m * k * 2, [1, 4], {0: 12, 1: 1}, work=tile_work),
-            Launch("merge", f, "mergeIf", 128, 0, 2, q * 512 * 12, turns=q / 32, inner=[128, 32, 0], wait=160 * WAIT / 2)]
+            merge(q, 512, 12)]
     walk = [Launch("keys", "contrastive_queries", "walk_keysI.*bf16ELb1", 256, smem + 128 * 136 * 2, 128, m * k * 2 + 64 * q * k * 4, [8, 4, 4],
                    {0: 18, 1: 1, 2: 0.5}, work=tile_work),
             Launch("sum", b, "combineI.*bf16", 256, 0, 128, 64 * q * k * 4, turns=q * k / 32, inner=[4, 0], wait=4 * WAIT)]
@@ -199,12 +215,12 @@ def memory():
         copy("gather of tokens + pos.", 2 * wide, ("G", 0.85 * COPY / 1e9), ("4096x196x768 -> 49", [
             Launch("gather", t, "gather_rowsI.*bf16ELi8ELb1E", 256, 0, grid, 2 * wide, turns=kept, share=0.8, wait=2 * WAIT)])),
         copy("generic gather", 2 * wide, ("G", 0.85 * COPY / 1e9), ("the same, index expanded", [
-            Launch("gather", "gather", "gather_anyI5uint4j", 256, 0, grid, 2 * wide, turns=kept * 3, inner=[2], wait=2 * WAIT, work=prefer("I2F"))])),
+            Launch("gather", "gather", "gather_anyI5uint4j", 256, 0, grid, 2 * wide, turns=kept * 3, inner=[2], wait=2 * WAIT)])),
         copy("decoder un-shuffle", 1036e6, (), ("4096x197x512", [
             Launch("unshuffle", t, "unshuffle_rowsI.*bf16ELi8E", 256, 0, grid, 1036e6, turns=tokens, share=0.55, wait=2 * WAIT)])),
         copy("patchify kept, u8 planes -> bf16", 462e6, (), ("4096x3x224x224, p16 -> 49", [
             # a sector of 32 bytes has a run of 16 and the neighbour's, which is kept too in one of four cases
-            Launch("patches", p, "patch_runsIhNS.*bf16ELi8ELb0ELb1E", 256, 0, grid, wide + 1.75 * wide / 2, turns=kept, inner=[3], wait=4 * WAIT)])),
+            Launch("patches", p, "patch_runsIhNS.*bf16ELi8ELb0ELb1E", 256, 0, grid, wide + 1.75 * wide / 2, turns=kept, inner=[1.5], wait=4 * WAIT)])),
         copy("layer norm, forward", 2 * rows * row, (), ("32768x768", [
             Launch("rows", ln, "layer_norm_rowsI.*bf16ELi8ELi128E", 128, 128, grid, 2 * rows * row, turns=rows * 4, active=0.75, share=0.6, wait=WAIT + 400, work=norm_work)])),
         copy("layer norm, backward", 3 * rows * row, (), ("32768x768", [
@@ -213,8 +229,7 @@ def memory():
         copy("AdamW, f32", 28 * adam, (), ("300 M", [
             Launch("step", o, "optim_stepIf.*AdamRule", 256, 0, int(adam / 16384), 28 * adam, turns=adam / 128)])),
         copy("AdamW, bf16 with f32 copy", 28 * adam, (), ("300 M", [
-            # p and its copy leave as 16 narrow stores a thread: 48 bytes of sectors an element instead of 6
-            Launch("step", o, "optim_stepI.*bf16.*AdamRule", 256, 0, int(adam / 16384), 28 * adam, turns=adam / 256, l2=70 * adam)])),
+            Launch("step", o, "optim_stepI.*bf16.*AdamRule", 256, 0, int(adam / 16384), 28 * adam, turns=adam / 256)])),
     ]
 
 
