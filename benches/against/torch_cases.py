@@ -92,7 +92,7 @@ def scale_and_mean(name, shape):
 
 
 def fill_network(module, seed):
-    """Gives parameters their numbers: the same rule by name and shape as in the other workers. A scalar keeps its own."""
+    """Gives parameters their numbers, by a rule on names and shapes that all workers have. A scalar keeps its own."""
     with torch.no_grad():
         for i, (name, p) in enumerate(by_name(module)):
             if p.ndim > 0:
