@@ -73,7 +73,8 @@ struct Divisor {
   explicit Divisor(int64_t d) {
     if (d < 1 || d > (int64_t)1 << 31) return;
     for (shift = 0; (int64_t)1 << shift < d;) shift++;
-    factor = (uint32_t)(((((uint64_t)1 << shift) - (uint64_t)d) << 32) / (uint64_t)d + 1);
+    const uint64_t rest = ((uint64_t)1 << shift) - (uint64_t)d;
+    factor = (uint32_t)((rest << 32) / (uint64_t)d + 1);
   }
   HOST_DEV uint32_t of(uint32_t n) const {
 #if defined(__CUDA_ARCH__)
