@@ -114,7 +114,7 @@ static bool join(Strided<2>& s, int factor, size_t element, const void* x, const
   if (!aligned(x, element * factor) || !aligned(y, element * factor)) return false;
   for (int d = 0; d < last; d++)
     if (s.step[0][d] % factor || s.step[1][d] % factor) return false;
-  s.size[last] /= factor;
+  s.resize(last, s.size[last] / factor);
   s.count /= factor;
   for (int d = 0; d < last; d++) { s.step[0][d] /= factor; s.step[1][d] /= factor; }
   return true;

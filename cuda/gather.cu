@@ -130,8 +130,7 @@ template <class T> int32_t launch_gather(const void* x, const int64_t* index, Wa
   if (v > 1) {  // in units of v elements
     const int last = w.rank - 1;
     w.numel /= v;
-    w.shape[last] /= v;
-    w.by[last] = Divisor(w.shape[last]);
+    w.resize(last, w.shape[last] / v);
     along /= v;
     for (int d = 0; d < last; d++) {
       w.stride[0][d] /= v;

@@ -13,6 +13,8 @@ template <int K> struct Strided {
   int64_t step[K][SMALTI_MAX_RANK];
   Divisor by[SMALTI_MAX_RANK];  // size
 
+  /// Gives an axis another size, and with it another divisor.
+  void resize(int d, int64_t n) { size[d] = n; by[d] = Divisor(n); }
   /// Do all operands lie side by side?
   bool flat() const {
     if (rank > 1) return false;
@@ -49,7 +51,7 @@ template <int K> inline Strided<K> strided(const smalti_view* const (&views)[K])
     s.size[to] = merges ? s.size[to] * out.shape[d] : out.shape[d];
     for (int k = 0; k < K; k++) s.step[k][to] = views[k]->stride[d];
   }
-  for (int d = 0; d < s.rank; d++) s.by[d] = Divisor(s.size[d]);
+  for (int d = 0; d < s.rank; d++) s.resize(d, s.size[d]);
   return s;
 }
 

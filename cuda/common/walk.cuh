@@ -30,6 +30,9 @@ template <int N> struct Walk {
   int64_t shape[8] = {};
   Divisor by[8];  // shape
   int64_t stride[N][8] = {};
+
+  /// Gives an axis another size, and with it another divisor.
+  void resize(int d, int64_t n) { shape[d] = n; by[d] = Divisor(n); }
 };
 
 /// Drops dimensions of size 1 and merges neighbours that every operand lays out without a gap.
@@ -44,7 +47,7 @@ template <int N> Walk<N> make_walk(int rank, const int64_t* shape, const int64_t
     w.shape[at] = merges ? w.shape[at] * shape[d] : shape[d];
     for (int o = 0; o < N; o++) w.stride[o][at] = strides[o][d];
   }
-  for (int d = 0; d < w.rank; d++) w.by[d] = Divisor(w.shape[d]);
+  for (int d = 0; d < w.rank; d++) w.resize(d, w.shape[d]);
   return w;
 }
 
