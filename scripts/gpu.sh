@@ -143,9 +143,10 @@ run_bench() {
 
 rehearse() {
     mkdir -p "$out"
+    out=$(realpath "$out")  # cargo runs the benchmark in its package's folder
     "$python" benches/against/gpu_torch.py --tiny --shapes > "$out/shapes.jsonl"
     CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/emulate} cargo bench -p smalti-models --features emulate --bench gpu \
-        -- --tiny --shapes "$PWD/$out/shapes.jsonl" --out "$PWD/$out/smalti.jsonl"
+        -- --tiny --shapes "$out/shapes.jsonl" --out "$out/smalti.jsonl"
     "$python" benches/against/gpu_torch.py --tiny --device cpu --budget-s 240 --out "$out/torch.jsonl" > /dev/null
     table
 }
