@@ -9,7 +9,8 @@ namespace smalti {
 namespace attention {
 
 constexpr int kTokens = 64;  // queries of one window row that are worked on together
-constexpr int kTableBlocks = 528;  // at most
+constexpr int kMultiprocessors = 132;  // an H200's, and the same on any device: the order of sums depends on it
+constexpr int kTableBlocks = 4 * kMultiprocessors;  // at most
 
 HOST_DEV int round4(int n) { return (n + 3) / 4 * 4; }
 
@@ -102,7 +103,7 @@ template <class T> int32_t run_tables(const Problem& p, void* part, void* to_h, 
   if (smem > kMaxSmem) return kInvalid;
   int rc = 0;
   // one round of blocks, as many as fit: each has a sum of its own to write
-  int blocks = (int)grid_for(units, 1), most = 132 * (int)(kMaxSmem / (smem + 1024));
+  int blocks = (int)grid_for(units, 1), most = kMultiprocessors * (int)(kMaxSmem / (smem + 1024));
   if (most > kTableBlocks) most = kTableBlocks;
   if (blocks > most) blocks = most;
   LAUNCH(rc, table_parts<T>, dim3(blocks), dim3(256), smem, stream, p, (A*)part, units);
