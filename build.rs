@@ -51,7 +51,8 @@ mod kernels {
     pub fn emulated() {
         let mut build = cc::Build::new();
         build.cpp(true).std("c++17").opt_level(2).debug(false).warnings(false).flag("-xc++");
-        build.files(sources().0).file("cuda/emulate/simt.cpp").compile("smalti_kernels");
+        let (plain, hopper) = sources();
+        build.files(plain).files(hopper).file("cuda/emulate/simt.cpp").compile("smalti_kernels");
     }
 
     pub fn cuda() {
@@ -61,10 +62,15 @@ mod kernels {
         let nvcc = nvcc();
         let (plain, hopper) = sources();
         let list = std::env::var("SMALTI_CUDA_ARCH").unwrap_or_else(|_| "80,90a,80+ptx".into());
-        compile(&nvcc, "smalti_kernels", &plain, &flags(&list));
-        if !hopper.is_empty() {
-            compile(&nvcc, "smalti_kernels_sm90", &hopper, &["-gencode=arch=compute_90a,code=sm_90a".into()]);
+        let mut everywhere = flags(&list);
+        let here = ["-gencode=arch=compute_90a,code=sm_90a".to_string()];
+        let with_hopper = list.split(',').any(|arch| arch.trim() == "90a");
+        if !with_hopper {
+            everywhere.push("-DSMALTI_NO_SM90".into());
         }
+        let hopper = hopper.iter().filter(|_| with_hopper).map(|file| (file.as_path(), &here[..]));
+        let plain = plain.iter().map(|file| (file.as_path(), &everywhere[..]));
+        compile(&nvcc, &hopper.chain(plain).collect::<Vec<_>>());
         // pip's toolkit has `lib`, the installer's `lib64`
         if let Some(home) = nvcc.parent().and_then(Path::parent) {
             for lib in ["lib", "lib64"].map(|l| home.join(l)).iter().filter(|l| l.is_dir()) {
@@ -99,9 +105,9 @@ mod kernels {
         names.iter().map(flag).collect()
     }
 
-    /// Each file by itself: those of one `Build` cc makes relocatable and links for the device, and then every program
-    /// holds all kernels twice.
-    fn compile(nvcc: &Path, name: &str, sources: &[PathBuf], flags: &[String]) {
+    /// Each file, with its flags, by itself: those of one `Build` cc makes relocatable and links for the device, and then
+    /// every program holds all kernels twice.
+    fn compile(nvcc: &Path, sources: &[(&Path, &[String])]) {
         // Not by way of `Build::compiler`: cc takes what is named there for a host compiler, and hands it that one's
         // flags unwrapped. A build script has one thread here, so the environment may be set.
         unsafe { std::env::set_var("NVCC", nvcc) };
@@ -109,7 +115,7 @@ mod kernels {
         let next = AtomicUsize::new(0);
         let worker = || {
             let mut objects = Vec::new();
-            while let Some(source) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
+            while let Some((source, flags)) = sources.get(next.fetch_add(1, Ordering::Relaxed)) {
                 objects.extend(build(flags).file(source).cargo_metadata(false).compile_intermediates());
             }
             objects
@@ -122,7 +128,7 @@ mod kernels {
             threads.into_iter().flat_map(done).collect()
         });
         objects.sort();
-        build(flags).objects(objects).compile(name);
+        build(&[]).objects(objects).compile("smalti_kernels");
     }
 
     /// Not by way of `Build::debug`, which would pass -G and switch the optimiser off.

@@ -10,8 +10,8 @@
 /// A loop that stays one, and a function that is called: unrolled and inlined they would only make code.
 #define ROLLED _Pragma("unroll 1")
 #define APART static __device__ __noinline__
-/// Dynamic shared memory of the block, 128-byte aligned. Kernels use no other.
-#define DYN_SMEM(name) extern __shared__ __align__(128) unsigned char name[]
+/// Dynamic shared memory of the block, 1024-byte aligned. Kernels use no other.
+#define DYN_SMEM(name) extern __shared__ __align__(1024) unsigned char name[]
 /// Launches `kernel`; `rc` (an int that is 0 before) takes the status. Use it as a statement.
 #define LAUNCH(rc, kernel, grid, block, smem, stream, ...)                                                   \
   do {                                                                                                       \

@@ -35,6 +35,10 @@ const char *smalti_status(int32_t code);
 /* Emulator only: the seed of thread and block schedules (0: round robin, odd: greedy warps, even: random). */
 void smalti_emulate_schedule(uint32_t seed);
 
+/* Whether kernels with Hopper's warpgroup instructions (wgmma) are taken where there are some and the device has them:
+   1 yes, 0 no, -1 as $SMALTI_WGMMA says (1 or 0; not set: 0, until they have been seen to run on a GPU). */
+void smalti_wgmma(int32_t use);
+
 /* ---- elementwise ---- */
 
 /* Functions of one number; p and q are their constants. */

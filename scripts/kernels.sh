@@ -31,7 +31,7 @@ else
     if [ -n "${LIBRARY:-}" ]; then
         sources=(cuda/tests/main.cpp)
     else
-        while read -r f; do sources+=("$f"); done < <(find cuda -name '*.cu' ! -name status.cu ! -path '*/sm90/*' | sort)
+        while read -r f; do sources+=("$f"); done < <(find cuda -name '*.cu' ! -name status.cu | sort)
     fi
     for f in cuda/tests/*.cpp; do [ "$f" = cuda/tests/main.cpp ] || sources+=("$f"); done
 fi

@@ -25,5 +25,9 @@ check NO_SYNCWARP tsan yes  # no __syncwarp between a write and a read of anothe
 check NO_WAIT tsan yes      # one cp.async group is left in flight
 check OOB asan yes          # a write behind the block's dynamic shared memory
 check ONE_LANE plain yes    # a shuffle that not all lanes reach
+check NO_PROXY tsan yes     # no fence.proxy.async between stores and the wgmma that reads them
+check NO_FENCE plain yes    # no wgmma.fence
+check EARLY plain yes       # operands of a wgmma overwritten before it is waited for
+check NO_ARRIVAL plain yes  # results of a wgmma read before it is waited for
 echo "$passed passed, $failed failed"
 [ "$failed" = 0 ]

@@ -4,12 +4,14 @@
 // are independent.
 #pragma once
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <random>
 #include <tuple>
 #include <vector>
@@ -53,7 +55,7 @@ struct Ignore {  // shim-internal accesses are not the kernel's: hide them from 
   ~Ignore() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__); AnnotateIgnoreReadsEnd(__FILE__, __LINE__); }
 #endif
 };
-enum State : uint8_t { READY, WAIT_WARP, WAIT_BLOCK, DONE };
+enum State : uint8_t { READY, WAIT_WARP, WAIT_GROUP, WAIT_BLOCK, DONE };
 struct Copy { void* dst; const void* src; uint32_t bytes, group; };
 struct Thread {
   State st; uint8_t lane; uint16_t warp; dim3 tid; int line;
@@ -71,10 +73,17 @@ struct Thread {
 #endif
 };
 struct Warp { uint32_t arrived, live; int op, line; alignas(16) unsigned char in[32][64], out[32][64]; char sync; };
+struct Work;  // an instruction of a warpgroup, see wgmma.hpp
+struct Warpgroup {
+  struct Lane { float* c; uint64_t a, b; std::array<uint32_t, 4> regs; };
+  unsigned arrived = 0, batch = 0; int op = 0, line = 0; bool fenced = false; char read = 0;
+  std::array<Lane, 128> lanes; std::vector<std::shared_ptr<Work>> work;
+};
+constexpr size_t kSharedStart = 1024;  // as on a GPU, where the first KiB is the system's
 struct Stats { uint64_t switches, collectives, ldsm_phases, ldsm_conflicts, blocks; };
 
 struct Ctx {  // one per OS thread: runs one block at a time
-  std::vector<Thread> th; std::vector<Warp> wp;
+  std::vector<Thread> th; std::vector<Warp> wp; std::vector<Warpgroup> wg;
   Thread* cur = nullptr; unsigned arrived = 0, live = 0; int bline = 0; char bsync, lsync;
   dim3 bid, bdim, gdim; unsigned char* dyn = nullptr; size_t dyn_bytes = 0;
   const std::function<void()>* body = nullptr; bool flat = false; std::mt19937 rng; uint32_t seed = 0; Stats s{};
@@ -84,7 +93,7 @@ struct Ctx {  // one per OS thread: runs one block at a time
   void* main_sp = nullptr;
 #endif
 #ifdef SIMT_TSAN
-  void* main_fiber = nullptr;
+  void *main_fiber = nullptr, *proxy_fiber = nullptr; char proxy;  // proxy: what reads shared memory for wgmma
 #endif
 #ifdef SIMT_ASAN
   void* main_fake = nullptr; const void* main_bottom = nullptr; size_t main_size = 0;
@@ -144,6 +153,7 @@ inline void entry() {
 #endif
   { Ignore _;
     Thread* t = c.cur; if (!t->cp.empty()) die("thread exits with cp.async in flight", t->line);
+    if (!c.wg.empty() && !c.wg[t->warp / 4].work.empty()) die("thread exits with wgmma in flight", t->line);
     t->st = DONE; c.live--; c.wp[t->warp].live--;
     if (c.arrived) die("thread exits while others wait in __syncthreads", c.bline); }
   to_main();
@@ -237,6 +247,7 @@ inline void run_grid(dim3 g, dim3 b, size_t smem, bool flat, const std::function
   if (smem > 227 * 1024) die("dynamic shared memory over 227 KiB", 0);
 #ifdef SIMT_TSAN
   c.main_fiber = __tsan_get_current_fiber();
+  if (!c.proxy_fiber) c.proxy_fiber = __tsan_create_fiber(0);  // here: it begins with what its maker knows
 #endif
   c.th.reserve(1024); c.wp.reserve(32);                          // suspended fibers stay where they are
   if (c.th.size() < n) { c.th.resize(n); c.wp.resize(n / 32); }  // never fewer: they own stacks
@@ -252,13 +263,16 @@ inline void run_grid(dim3 g, dim3 b, size_t smem, bool flat, const std::function
 #endif
   for (uint64_t bi : border) {
     c.bid = dim3(bi % g.x, bi / g.x % g.y, bi / g.x / g.y); c.s.blocks++;
-    c.dyn = (unsigned char*)aligned_alloc(128, (smem + 127) / 128 * 128 + 128); c.dyn_bytes = smem;
+    const size_t room = (smem + 1023) / 1024 * 1024 + 1024;
+    c.dyn = (unsigned char*)aligned_alloc(1024, room); c.dyn_bytes = smem;
     std::memset(c.dyn, 0xFF, smem);  // every bf16/f32 bit pattern of ones is a NaN: uninitialised reads show
 #ifdef SIMT_ASAN
-    __asan_poison_memory_region(c.dyn + smem, (smem + 127) / 128 * 128 + 128 - smem);
+    __asan_poison_memory_region(c.dyn + smem, room - smem);
 #endif
     c.arrived = 0; c.live = n;
     for (auto& w : c.wp) { w.arrived = 0; w.live = 32; }
+    c.wg.resize(n % 128 ? 0 : n / 128);
+    for (auto& g : c.wg) { g.arrived = g.batch = 0; g.fenced = false; }
     for (unsigned i = 0; i < n; i++) {
       Thread& t = c.th[i]; order[i] = i; t.st = READY; t.lane = i & 31; t.warp = i >> 5; t.cp.clear(); t.cp_group = 0; t.line = 0;
       t.tid = dim3(i % b.x, i / b.x % b.y, i / b.x / b.y);
@@ -299,12 +313,12 @@ inline void run_grid(dim3 g, dim3 b, size_t smem, bool flat, const std::function
           }
       }
       if (!ran && c.live) {
-        for (auto& t : c.th) if (t.st != DONE) { c.cur = &t; std::fprintf(stderr, "  thread %u waits (%s) at line %d\n", t.tid.x, t.st == WAIT_BLOCK ? "block" : "warp", t.line); break; }
+        for (auto& t : c.th) if (t.st != DONE) { c.cur = &t; std::fprintf(stderr, "  thread %u waits (%s) at line %d\n", t.tid.x, t.st == WAIT_BLOCK ? "block" : t.st == WAIT_GROUP ? "warpgroup" : "warp", t.line); break; }
         die("deadlock", 0);
       }
     }
 #ifdef SIMT_ASAN
-    __asan_unpoison_memory_region(c.dyn + smem, (smem + 127) / 128 * 128 + 128 - smem);
+    __asan_unpoison_memory_region(c.dyn + smem, room - smem);
 #endif
     free(c.dyn);
   }

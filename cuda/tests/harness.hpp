@@ -129,6 +129,12 @@ template <class T> void check_same(const char* what, const std::vector<T>& a, co
     fail(std::string(what) + ": bits differ");
 }
 
+/// Kernels with warpgroup instructions are taken while this lives.
+struct Wgmma {
+  Wgmma() { smalti_wgmma(1); }
+  ~Wgmma() { smalti_wgmma(-1); }
+};
+
 inline void sync() {
 #if defined(__CUDACC__)
   const cudaError_t e = cudaDeviceSynchronize();

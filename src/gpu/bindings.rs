@@ -29,6 +29,9 @@ unsafe extern "C" {
 unsafe extern "C" {
     pub fn smalti_emulate_schedule(seed: u32);
 }
+unsafe extern "C" {
+    pub fn smalti_wgmma(use_: i32);
+}
 pub const SMALTI_EXP: smalti_unary = 0;
 pub const SMALTI_LOG: smalti_unary = 1;
 pub const SMALTI_SQRT: smalti_unary = 2;

@@ -1,6 +1,7 @@
-// Five mistakes that kernels are prone to, each behind a macro. scripts/planted_bugs.sh builds them one by one and
+// Mistakes that kernels are prone to, each behind a macro. scripts/planted_bugs.sh builds them one by one and
 // fails unless the emulator or a sanitizer finds each, and finds nothing in the program without them.
 #include "../../common/dtype.cuh"
+#include "../../wgmma.cuh"
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -41,6 +42,34 @@ __global__ void kernel(const float* x, float* y) {
   cp_wait<0>();
 }
 
+/// z = 32 in each of 64 x 32 places: the product of ones, 32 deep, by a warpgroup.
+__global__ void matrices(float* z) {
+  DYN_SMEM(a);
+  unsigned char* b = a + 64 * 128;
+  const int t = threadIdx.x;
+  for (int i = t; i < 96 * 64; i += 128) ((bf16*)a)[i] = {0x3f80};
+#if !defined(BUG_NO_PROXY)
+  proxy_fence();
+#endif
+  __syncthreads();
+  float c[16];
+#if !defined(BUG_NO_FENCE)
+  wgmma_fence(c);
+#endif
+  for (int k = 0; k < 32; k += 16) Wgmma<bf16, 32>::run<false, false>(c, rows_operand(a, 0, k), rows_operand(b, 0, k), k > 0);
+  wgmma_commit();
+#if defined(BUG_EARLY)
+  for (int i = t; i < 96 * 64; i += 128) ((bf16*)a)[i] = {0};
+#endif
+#if defined(BUG_NO_ARRIVAL)
+  for (int i = 0; i < 16; i++) z[t * 16 + i] = c[i];
+#endif
+  wgmma_wait<0>(c);
+#if !defined(BUG_NO_ARRIVAL)
+  for (int i = 0; i < 16; i++) z[t * 16 + i] = c[i];
+#endif
+}
+
 int main(int argc, char** argv) {
   simt::seed() = argc > 1 ? (uint32_t)std::atoi(argv[1]) : 0;
   float *x = (float*)aligned_alloc(16, kThreads * 4), *y = (float*)aligned_alloc(16, kThreads * 4);
@@ -49,7 +78,11 @@ int main(int argc, char** argv) {
   int rc = 0, wrong = 0;
   LAUNCH(rc, kernel, dim3(2), dim3(kThreads), 2 * kThreads * sizeof(float), nullptr, x, y);
   for (int i = 0; i < kThreads; i++) wrong += !(y[i] == sums[i / 32] + x[(i + 32) % kThreads]);
-  if (wrong) std::printf("%d of %d results are wrong\n", wrong, kThreads);
+  float* z = (float*)aligned_alloc(16, 64 * 32 * 4);
+  LAUNCH(rc, matrices, dim3(1), dim3(128), 96 * 128, nullptr, z);
+  for (int i = 0; i < 64 * 32; i++) wrong += !(z[i] == 32.f);
+  if (wrong) std::printf("%d of %d results are wrong\n", wrong, kThreads + 64 * 32);
+  free(z);
   free(x);
   free(y);
   return rc || wrong;
