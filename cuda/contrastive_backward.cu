@@ -2,21 +2,12 @@
 // one kernel recomputes the logits and writes g = dS, two products take it to dQ = s g K and dK = s g^T Q. At the
 // positive g is -(miss of the row + miss of the column), in f32, before it is rounded. Everything is summed in a
 // fixed order: the same bits in every run.
-#include "contrastive/target.cuh"
+#include "contrastive/slopes.cuh"
+#include "common/hopper.cuh"
 #include "common/reduce.cuh"
 
 namespace smalti {
 namespace contrastive {
-
-template <class T> struct Slopes {
-  using A = Acc<T>;
-  Operand<T> q, k;
-  int64_t depth, label, r0, c0, r_end, c_end;  // the chunk's rows and columns
-  const A *scale, *rows, *columns;             // columns: null for one direction
-  T* g;
-  int64_t ld;
-  double* sums;  // one a tile: the gradient of the scale; or null
-};
 
 /// The tile's g to memory; half types by way of shared memory, in pieces of 16 bytes.
 template <class T> DEV void store_tile(Fragment<Acc<T>>& s, const Slopes<T>& p, int64_t r0, int64_t c0, T* shared, const Place& at, int tid) {
@@ -80,7 +71,7 @@ __global__ void __launch_bounds__(THREADS, sizeof(T) == 2 ? 2 : 1) slopes(const 
   if (p.sums) {
     __syncthreads();
     const double total = block_sum((double)sum, (double*)shared);
-    if (tid == 0) p.sums[r0 / TILE * ((m + TILE - 1) / TILE) + c0 / TILE] = total;
+    if (tid == 0) p.sums[r0 / TILE * p.sum_columns + p.sum_first + blockIdx.y] = total;
   }
 }
 
@@ -124,19 +115,21 @@ template <class A> __global__ void scale_gradient(const double* sums, int64_t co
 /// How the gradients are cut into chunks, and their workspace.
 template <class T> struct BackwardPlan {
   using A = Acc<T>;
-  int64_t row_tiles, column_tiles, chunk_rows, chunk_columns, ld, bytes;
+  int64_t row_tiles, column_tiles, chunk_rows, chunk_columns, ld, groups, sum_columns, bytes;
   int row_splits, column_splits, fused;
+  bool wide, wide_products;  // by warpgroups
   T* g;
   A *row_sum, *column_sum, *partial, *fused_partial;
   double* sums;
 
   /// Parts of a product's depth, so that there are blocks for the whole device.
-  static int splits(int64_t rows, int64_t d, int64_t depth) {
+  int splits(int64_t rows, int64_t d, int64_t depth) const {
+    if (wide_products) return (int)clamp(132 / (ceil_div(rows, WIDE_ROWS) * ceil_div(d, WIDE_COLUMNS)), 1, clamp(depth / 256, 1, 64));
     const int64_t blocks = ceil_div(rows, TILE) * ceil_div(d, TILE);
     return (int)clamp(528 / blocks, 1, clamp(depth / 128, 1, 64));
   }
 
-  BackwardPlan(const Problem& x, bool with_dk, void* workspace) {
+  BackwardPlan(const Problem& x, bool with_dk, bool wide, void* workspace) : wide(wide), wide_products(wide && x.d >= 192) {
     const int64_t unit = (int64_t)sizeof(T) * TILE;
     row_tiles = ceil_div(x.n, TILE);
     column_tiles = ceil_div(x.m, TILE);
@@ -147,6 +140,14 @@ template <class T> struct BackwardPlan {
     chunk_rows = rows * TILE;
     chunk_columns = columns * TILE;
     ld = chunk_columns;
+    // blocks of warpgroups walk over tiles: one for each multiprocessor; emulated, few
+#if defined(__CUDACC__)
+    const int64_t blocks = 132;
+#else
+    const int64_t blocks = 4;
+#endif
+    groups = clamp(blocks / rows, 1, ceil_div(chunk_columns, WIDE));
+    sum_columns = wide ? groups * ceil_div(column_tiles, columns) : column_tiles;
     const bool many_rows = rows < row_tiles, many_columns = columns < column_tiles;
     const int64_t d = x.d > 0 ? x.d : 1, r = min(chunk_rows, x.n), c = min(chunk_columns, x.m);
     row_splits = splits(r, d, c);
@@ -157,7 +158,7 @@ template <class T> struct BackwardPlan {
     column_sum = w.take<A>(with_dk && many_rows ? x.m * x.d : 0);
     const int64_t by_row = row_splits > 1 ? row_splits * r * x.d : 0, by_column = with_dk && column_splits > 1 ? column_splits * c * x.d : 0;
     partial = w.take<A>(by_row > by_column ? by_row : by_column);
-    sums = w.take<double>(row_tiles * column_tiles);
+    sums = w.take<double>(row_tiles * sum_columns);
     bytes = w.used;
     // the fused kernel wants partial sums alone, in the same memory
     fused = with_dk || x.both ? 0 : query_splits(x, sizeof(T) == 2);
@@ -168,14 +169,15 @@ template <class T> struct BackwardPlan {
 };
 
 template <class T, bool AM>
-int32_t launch_product(const Operand<T>& a, const Operand<T>& b, int64_t depth, const Target<T>& to, bool b_by_row, void* stream) {
+int32_t launch_product(const Operand<T>& a, const Operand<T>& b, int64_t depth, const Target<T>& to, bool b_by_row, bool wide, void* stream) {
   int rc = 0;
   const int64_t split = ceil_div(ceil_div(depth, to.splits), 32) * 32;
   const dim3 grid((unsigned)ceil_div(to.rows, TILE), (unsigned)ceil_div(to.d, TILE), to.splits);
   auto by_row = multiply<T, AM, true>;
   auto by_depth = multiply<T, AM, false>;
   auto kernel = b_by_row ? by_row : by_depth;
-  LAUNCH(rc, kernel, grid, dim3(THREADS), shared_bytes<T>(), stream, a, b, depth, split, to);
+  if (wide) rc = product_wide(a, AM, b, depth, to, stream);
+  else LAUNCH(rc, kernel, grid, dim3(THREADS), shared_bytes<T>(), stream, a, b, depth, split, to);
   if (!rc && to.splits > 1) LAUNCH_FLAT(rc, combine<T>, dim3(grid_for(to.rows * to.d, 256)), dim3(256), stream, to);
   return rc;
 }
@@ -199,13 +201,13 @@ int32_t chunk_products(const Problem& x, const smalti_contrastive& c, const Back
     const Target<T> t{to.dq + s.r0 * x.d, plan.row_sum, plan.partial, r, x.d, plan.row_splits, s.c0 > 0, s.c_end == x.m, to.grad,
                       scale, to.rows + x.n + s.r0, apart ? (const T*)c.positive.ptr + s.r0 * x.d : nullptr, weight};
     const Operand<T> b = operand(s.k.p + s.c0 * s.k.row_step, x.d, s.k.depth_step, s.k.row_step);
-    rc = launch_product<T, false>(operand((const T*)plan.g, r, plan.ld, 1), b, w, t, !x.k_by_depth, stream);
+    rc = launch_product<T, false>(operand((const T*)plan.g, r, plan.ld, 1), b, w, t, !x.k_by_depth, plan.wide_products, stream);
   }
   if (to.dk && !rc) {
     const Target<T> t{to.dk + s.c0 * x.d, plan.column_sum ? plan.column_sum + s.c0 * x.d : nullptr, plan.partial, w, x.d, plan.column_splits,
                       s.r0 > 0, s.r_end == x.n, to.grad, scale, nullptr, nullptr, weight};
     const Operand<T> b = operand(s.q.p + s.r0 * s.q.row_step, x.d, 1, s.q.row_step);
-    rc = launch_product<T, true>(operand((const T*)plan.g, w, 1, plan.ld), b, r, t, true, stream);
+    rc = launch_product<T, true>(operand((const T*)plan.g, w, 1, plan.ld), b, r, t, true, plan.wide_products, stream);
   }
   return rc;
 }
@@ -217,18 +219,20 @@ int32_t in_chunks(const Problem& x, const smalti_contrastive& c, const BackwardP
   int rc = 0;
   const A* scale = (const A*)c.scale;
   Slopes<T> s{queries<T>(c), keys<T>(c, x), x.d, first_label(x, c), 0, 0, 0, 0, scale, to.rows, x.both ? to.columns : nullptr, plan.g, plan.ld,
-              to.dscale ? plan.sums : nullptr};
+              to.dscale ? plan.sums : nullptr, plan.sum_columns, 0};
   for (s.r0 = 0; s.r0 < x.n && !rc; s.r0 += plan.chunk_rows) {
     s.r_end = min(x.n, s.r0 + plan.chunk_rows);
     // no keys at all: one empty chunk still writes dQ
     s.c0 = 0;
     do {
       s.c_end = min(x.m, s.c0 + plan.chunk_columns);
+      s.sum_first = plan.wide ? s.c0 / plan.chunk_columns * plan.groups : s.c0 / TILE;
       auto by_row = slopes<T, false>;
       auto by_depth = slopes<T, true>;
       auto kernel = x.k_by_depth ? by_depth : by_row;
       const dim3 grid((unsigned)ceil_div(s.r_end - s.r0, TILE), (unsigned)ceil_div(s.c_end - s.c0, TILE));
-      if (x.m > 0) LAUNCH(rc, kernel, grid, dim3(THREADS), shared_bytes<T>(), stream, s);
+      if (plan.wide) rc = slopes_wide(s, plan.groups, stream);
+      else if (x.m > 0) LAUNCH(rc, kernel, grid, dim3(THREADS), shared_bytes<T>(), stream, s);
       if (!rc && x.d > 0) rc = chunk_products(x, c, plan, s, to, stream);
       s.c0 += plan.chunk_columns;
     } while (s.c0 < x.m && !rc);
@@ -239,7 +243,8 @@ int32_t in_chunks(const Problem& x, const smalti_contrastive& c, const BackwardP
 template <class T>
 int32_t backward(const Problem& x, const smalti_contrastive& c, const Gradients<T>& to, void* workspace, int64_t bytes, void* stream) {
   using A = Acc<T>;
-  const BackwardPlan<T> plan(x, to.dk != nullptr, workspace);
+  const bool wide = wgmma_here() && fits_wide(x, queries<T>(c), keys<T>(c, x));
+  const BackwardPlan<T> plan(x, to.dk != nullptr, wide, workspace);
   if (bytes < plan.bytes) return kInvalid;
   int rc = 0;
   const A *scale = (const A*)c.scale, *miss = to.rows + x.n;
@@ -253,7 +258,7 @@ int32_t backward(const Problem& x, const smalti_contrastive& c, const Gradients<
   }
   if (!rc && to.dscale) {
     auto kernel = scale_gradient<A>;
-    LAUNCH(rc, kernel, dim3(1), dim3(512), 16 * sizeof(double), stream, plan.sums, plan.row_tiles * plan.column_tiles, to.grad, x.weight(), to.dscale);
+    LAUNCH(rc, kernel, dim3(1), dim3(512), 16 * sizeof(double), stream, plan.sums, plan.row_tiles * plan.sum_columns, to.grad, x.weight(), to.dscale);
   }
   if (!rc && to.dpositive && x.d > 0) {
     auto kernel = positive_gradient<T>;
@@ -270,7 +275,11 @@ using namespace smalti;
 extern "C" int64_t smalti_contrastive_backward_workspace(const smalti_contrastive* c, int32_t with_dk) {
   contrastive::Problem x;
   if (!contrastive::Problem::make(*c, &x)) return -1;
-  DISPATCH_FLOAT(c->q.dtype, T, { return contrastive::BackwardPlan<T>(x, with_dk != 0, nullptr).bytes; })
+  // enough for either kernel: no device is asked here
+  DISPATCH_FLOAT(c->q.dtype, T, {
+    auto bytes = [&](bool wide) { return contrastive::BackwardPlan<T>(x, with_dk != 0, wide, nullptr).bytes; };
+    return max(bytes(false), bytes(true));
+  })
   return -1;
 }
 

@@ -5,28 +5,12 @@
 // and group, and one a column and row tile. The positive is left out of both sums: with r the log-sum-exp of the
 // others less the positive's logit, the loss is log(1 + e^r) and p - 1 at the positive is -1 / (1 + e^-r), neither
 // of which cancels where the loss is nearly zero.
-#include "contrastive/problem.cuh"
+#include "contrastive/sweep.cuh"
+#include "common/hopper.cuh"
 #include "common/reduce.cuh"
 
 namespace smalti {
 namespace contrastive {
-
-template <class T> struct Sweep {
-  using A = Acc<T>;
-  Operand<T> q, k;
-  int64_t depth, label, first;  // first: the chunk's first row
-  int64_t chunk_rows, tiles, group_tiles;
-  const A *scale, *dots;
-  A *row_part, *column_part;  // [group][chunk_rows][2], [row tile of the chunk][m][2]
-  int32_t* above_part;        // [group][chunk_rows]
-};
-
-/// Joins a partial (m, l) to a running one.
-template <class A> DEV void join(A& m, A& l, A pm, A pl) {
-  const A top = pm > m ? pm : m, shift = top == -(A)INFINITY ? A(0) : top;
-  l = l * two_to(m - shift) + pl * two_to(pm - shift);
-  m = top;
-}
 
 /// Maximum and sum over the tile's columns, one partial a warp and row.
 template <class A> DEV void row_partials(Fragment<A>& s, const Place& at, A* max, A* sum) {
@@ -215,9 +199,10 @@ template <class A> struct ForwardPlan {
   A *row_part, *column_part, *running;
   int32_t* above;
 
-  ForwardPlan(const Problem& x, void* workspace) {
+  /// `width`: columns of a tile.
+  ForwardPlan(const Problem& x, int width, void* workspace) {
     const int64_t row_tiles = ceil_div(x.n, TILE);
-    tiles = ceil_div(x.m, TILE);
+    tiles = ceil_div(x.m, width);
     // four rounds of blocks on the largest device, in groups as long as that allows; emulated, long ones for the tests
 #if defined(__CUDACC__)
     const int64_t blocks = 1056;
@@ -243,7 +228,8 @@ template <class T>
 int32_t forward(const Problem& x, const smalti_contrastive& c, Acc<T>* loss, Acc<T>* rows, Acc<T>* columns, int64_t* rank,
                 void* workspace, int64_t bytes, void* stream) {
   using A = Acc<T>;
-  const ForwardPlan<A> plan(x, workspace);
+  const bool wide = !rank && wgmma_here() && fits_wide(x, queries<T>(c), keys<T>(c, x));
+  const ForwardPlan<A> plan(x, wide ? WIDE : TILE, workspace);
   if (bytes < plan.bytes) return kInvalid;
   int rc = 0;
   A* dots = rows + 2 * x.n;
@@ -258,7 +244,9 @@ int32_t forward(const Problem& x, const smalti_contrastive& c, Acc<T>* loss, Acc
     const int64_t here = min(plan.chunk_tiles, row_tiles - tile);
     const bool last = tile + here == row_tiles;
     s.first = tile * TILE;
-    if (plan.groups > 0) {
+    if (wide) {
+      rc = sweep_wide(s, here, plan.groups, stream);
+    } else if (plan.groups > 0) {
       auto by_row = lse_tiles<T, false>;
       auto by_depth = lse_tiles<T, true>;
       auto kernel = x.k_by_depth ? by_depth : by_row;
@@ -284,7 +272,11 @@ using namespace smalti;
 extern "C" int64_t smalti_contrastive_forward_workspace(const smalti_contrastive* c) {
   contrastive::Problem x;
   if (!contrastive::Problem::make(*c, &x)) return -1;
-  return c->q.dtype == SMALTI_F64 ? contrastive::ForwardPlan<double>(x, nullptr).bytes : contrastive::ForwardPlan<float>(x, nullptr).bytes;
+  // enough for either kernel: no device is asked here
+  auto bytes = [&](int width) {
+    return c->q.dtype == SMALTI_F64 ? contrastive::ForwardPlan<double>(x, width, nullptr).bytes : contrastive::ForwardPlan<float>(x, width, nullptr).bytes;
+  };
+  return max(bytes(contrastive::TILE), bytes(contrastive::WIDE));
 }
 
 extern "C" int32_t smalti_contrastive_forward(const smalti_contrastive* c, void* loss, void* rows, void* columns, int64_t* rank,

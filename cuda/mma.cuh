@@ -71,6 +71,8 @@ DEV void mma16816h(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t 
 DEV void st16(void* g, uint4 v) {
   asm volatile("st.global.v4.u32 [%0], {%1,%2,%3,%4};" ::"l"(__cvta_generic_to_global(g)), "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory"); }
 DEV void cp16(void* s, const void* g) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(sptr(s)), "l"(g) : "memory"); }
+/// The same, of `bytes` (16 or 0) bytes, the rest zeros.
+DEV void cp16z(void* s, const void* g, int bytes) { asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(sptr(s)), "l"(g), "r"(bytes) : "memory"); }
 DEV void cp_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N> DEV void cp_wait() { asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory"); }
 #else
@@ -133,6 +135,10 @@ inline void cp16(void* s, const void* g, int line = __builtin_LINE()) {
   bool now; { simt::Ignore _; now = c.seed && (c.rng() & 1); }
   if (now) { std::memcpy(s, g, 16); return; }
   c.cur->line = line; c.cur->cp.push_back({s, g, 16, c.cur->cp_group});
+}
+inline void cp16z(void* s, const void* g, int bytes, int line = __builtin_LINE()) {
+  alignas(16) static const unsigned char zeros[16] = {};
+  cp16(s, bytes ? g : zeros, line);
 }
 inline void cp_commit() { simt::ctx().cur->cp_group++; }
 template <int N> inline void cp_wait() {

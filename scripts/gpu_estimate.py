@@ -43,6 +43,8 @@ def pipe_of(op):
     root = op.split(".")[0]
     if root == "HMMA":
         return [("tensor", MMA_CLOCKS)]
+    if root == "HGMMA":  # 64 rows of a warpgroup, 16 of them on each quarter's tensor core
+        return [("tensor", 64 * int(re.match(r"HGMMA\.64x(\d+)x16", op)[1]) * 32 / (WGMMA / SMS / CLOCK))]
     if root == "MUFU" or root in ("I2F", "F2I", "F2F"):
         return [("mufu", 8)]
     if root == "LDSM":
@@ -64,7 +66,7 @@ def pipe_of(op):
 
 # ---- machine code -----------------------------------------------------------------------------------------------
 
-LINE = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:(@!?U?P[0-9T]+)\s+)?([A-Z][A-Z0-9_.]*)\s*([^;]*);")
+LINE = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:(@!?U?P[0-9T]+)\s+)?([A-Z][A-Z0-9_.x]*)\s*([^;]*);")
 
 
 class Code:
@@ -187,9 +189,9 @@ class Code:
 
 
 def product_cost(code, launch):
-    """Clocks of a warp, start to end."""
+    """Clocks of a warp, start to end, and those of them outside its innermost loops of products."""
     headers = code.on_path()
-    products = [h for h in headers if code.has(code.loops[h], "HMMA")]
+    products = [h for h in headers if code.has(code.loops[h], "HMMA") or code.has(code.loops[h], "HGMMA")]
     if len(products) != len(launch.trips):
         sys.exit(f"{launch.name}: {len(products)} loops of products, the table has {len(launch.trips)}: see --loops {launch.name}")
     rest = [h for h in headers if h not in products]
@@ -212,7 +214,9 @@ def product_cost(code, launch):
                 return times * n, times * memory
         return times, times
 
-    return code.cost(weight)
+    innermost = [code.loops[h] for h in products if not any(o != h and o in code.loops[h] for o in products)]
+    outside = lambda b: (0, 0) if any(b in loop for loop in innermost) else weight(b)  # noqa: E731
+    return code.cost(weight), code.cost(outside)
 
 
 def turn_cost(code, launch):
@@ -237,17 +241,31 @@ def occupancy(launch, registers):
     return min(BLOCKS, WARPS // warps, SHARED // (launch.smem + 1024), by_registers)
 
 
+def warpgroup_clocks(ideal, cost, outside, efficiency, resident):
+    """wgmma runs in the background and needs no other warps to be busy. What stands outside its loops is added, unless
+    other blocks multiply meanwhile."""
+    rate = {p: 1 if p in ("l2", "tensor") else efficiency for p in PIPES}
+    share = {p: outside[p] / cost[p] if cost[p] else 0 for p in PIPES}
+    if resident > 1:
+        return {p: ideal[p] / rate[p] for p in PIPES}
+    after = max(ideal[p] * share[p] / rate[p] for p in PIPES)
+    return {p: ideal[p] * (1 - share[p]) / rate[p] + after for p in PIPES}
+
+
 def estimate(launch, code, registers):
     """Seconds, what bounds them, seconds at best, blocks a multiprocessor, clocks of the pipes of a warp or turn."""
     fit, warps = occupancy(launch, registers), launch.threads // 32
     busiest = -(-launch.blocks // SMS)
     resident = min(fit, busiest)
     if launch.trips:
-        cost = product_cost(code, launch)
+        cost, outside = product_cost(code, launch)
         active = resident * warps * launch.active / 4
         efficiency = active / (active + HALF_BUSY)
         ideal = {p: busiest * warps * launch.active / 4 * cost[p] for p in PIPES}
-        clocks = {p: ideal[p] / (1 if p == "l2" else efficiency) for p in PIPES}
+        if code.has(code.on, "HGMMA"):
+            clocks = warpgroup_clocks(ideal, cost, outside, efficiency, resident)
+        else:
+            clocks = {p: ideal[p] / (1 if p == "l2" else efficiency) for p in PIPES}
         first = busiest / resident * WAIT / resident
     else:
         cost = turn_cost(code, launch)
@@ -304,7 +322,7 @@ def print_loops(kernels, wanted):
             for h in code.on_path():
                 depth = sum(h in code.loops[o] for o in code.on_path())
                 counts = collections.Counter(i[0].split(".")[0] for b in code.path if b in code.loops[h] for i in code.blocks[b])
-                shown = {k: counts[k] for k in ("HMMA", "LDSM", "LDGSTS", "LDG", "STG", "FFMA", "MUFU", "BAR") if counts[k]}
+                shown = {k: counts[k] for k in ("HMMA", "HGMMA", "LDSM", "LDGSTS", "LDG", "STG", "FFMA", "MUFU", "BAR") if counts[k]}
                 print("  " * depth, sum(counts.values()), shown)
 
 

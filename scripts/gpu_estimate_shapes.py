@@ -20,7 +20,12 @@ def usual_work(op):
         return 20 if width(op) < 4 else 25 * width(op)
     if op.startswith("IMAD.WIDE"):
         return 40  # the address of what is there, not the zeros of what is not
-    return {"HMMA": 4000, "LDGSTS": 1500}.get(root, 0)
+    return {"HMMA": 4000, "HGMMA": 4000, "LDGSTS": 1500}.get(root, 0)
+
+
+def wide_work(op):
+    """Tiles by warpgroups: those without edges and positives, whose logits lie near one another."""
+    return {"HGMMA": 4000, "LDGSTS": 1500, "STG": 100, "MUFU": -50, "SHFL": -20, "LDG": -50}.get(op.split(".")[0], 0)
 
 
 def tile_work(op):
@@ -200,6 +205,22 @@ def contrastive():
                     Case("MoCo, backward", shape, 10.9, 4.0 * q * m * k, m * k * 2, (), walk)]
 
 
+def contrastive_warpgroups():
+    """The same by cuda/contrastive/sm90: tiles of 128 x 192, products of 192 x 256, one block a multiprocessor."""
+    n, d, f, b = 32768, 512, "contrastive/sm90/forward", "contrastive/sm90/backward"
+    flop, tiles, smem, product = 2.0 * n * n * d, -(-n // 192), 8 * 16384 + 4 * 24576, 4 * 448 * 128
+    lse = Launch("tiles", f, "sweep_tilesI.*bf16ELb1", 256, smem, 1024, 2 * n * d * 2 + n * 256 * 8, [tiles / 4, 8], {-1: 32}, work=wide_work)
+    g, sums = 4096 * n * 2, 4096 * d
+    parts = [Launch("slopes", b, "slopes_tilesI.*bf16ELb1", 256, smem + 2328, 128, g + 2 * n * d, [tiles / 4, 8], {-1: 32}, work=wide_work, times=8),
+             Launch("dQ product", b, "product_tilesI.*bf16ELb0", 384, product, 132, g + n * d * 2, [171], work=wide_work, times=8),
+             Launch("dQ sum", "contrastive_backward", "combineI.*bf16", 256, 0, 2112, 4 * sums * 4, turns=sums / 32, inner=[3, 0], wait=3 * WAIT, times=8),
+             Launch("dK product", b, "product_tilesI.*bf16ELb1", 384, product, 342, 4 * g + n * d * 8, [64], work=wide_work, times=8)]
+    columns, name = merge(n, 256, 8), "contrastive by warpgroups, "
+    return [Case(name + "forward", f"N{n}, d{d}", 1390, flop, 2 * n * d * 2, (), [lse, columns]),
+            Case(name + "backward", f"N{n}, d{d}", 4180, 3 * flop, 4 * n * d * 2, (), parts),
+            Case(name + "both", f"N{n}, d{d}", 5570, 4 * flop, 4 * n * d * 2, ("T", 500), [lse, columns] + parts)]
+
+
 def memory():
     """Grids of masking_tokens.cu, masking_patches.cu, gather.cu, norm/layer_norm.cu, optim/step.cu."""
     grid, kept, tokens = SMS * 16, 4096 * 49, 4096 * 197
@@ -236,4 +257,4 @@ def memory():
 def cases():
     attention = plain("MAE-L encoder", 50, (24, 49), (2.6, 6.6)) + plain("ViT-L", 197, (96, 192), (41, 102))
     attention += plain("L/14@336", 577, (442, 1105), (349, 873))
-    return vitdet(14) + vitdet(64) + attention + contrastive() + memory()
+    return vitdet(14) + vitdet(64) + attention + contrastive() + contrastive_warpgroups() + memory()

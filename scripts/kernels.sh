@@ -25,7 +25,7 @@ sources=(cuda/status.cu cuda/tests/main.cpp)
 [ "$mode" = nvcc ] || sources+=(cuda/emulate/simt.cpp)
 if [ -n "${KERNELS:-}" ]; then
     for family in $KERNELS; do
-        for f in cuda/"$family"*.cu cuda/"$family"/*.cu cuda/tests/"$family"*.cpp; do [ -f "$f" ] && sources+=("$f"); done
+        for f in cuda/"$family"*.cu cuda/"$family"/{,sm90/}*.cu cuda/tests/"$family"*.cpp; do [ -f "$f" ] && sources+=("$f"); done
     done
 else
     if [ -n "${LIBRARY:-}" ]; then

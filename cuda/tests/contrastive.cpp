@@ -80,7 +80,9 @@ Result reference(const Case& t, const Vec& q, const Vec& k, const Vec& p, double
   return r;
 }
 
-template <class T> Result run(const Case& t, const std::vector<T>& q, const std::vector<T>& k, const std::vector<T>& p, double grad) {
+/// `ranked`: the ranks too, which the warpgroup kernels leave to the others.
+template <class T>
+Result run(const Case& t, const std::vector<T>& q, const std::vector<T>& k, const std::vector<T>& p, double grad, bool ranked = true) {
   using A = Acc<T>;
   Dev<T> dq(q), dk(k), dp(p), gq(q.size()), gk(t.apart ? 1 : k.size()), gp(t.apart ? p.size() : 1);
   Dev<A> scale(std::vector<A>{(A)t.scale}), g(std::vector<A>{(A)grad}), loss(1), rows(3 * t.n), columns(2 * t.m + 1), ds(1);
@@ -94,7 +96,7 @@ template <class T> Result run(const Case& t, const std::vector<T>& q, const std:
   const int64_t forward = smalti_contrastive_forward_workspace(&c), backward = smalti_contrastive_backward_workspace(&c, !t.apart);
   CHECK(forward > 0 && backward > 0);
   Dev<unsigned char> wf(forward), wb(backward);
-  CHECK_RC(smalti_contrastive_forward(&c, loss.p, rows.p, columns.p, rank.p, wf.p, forward, nullptr));
+  CHECK_RC(smalti_contrastive_forward(&c, loss.p, rows.p, columns.p, ranked ? rank.p : nullptr, wf.p, forward, nullptr));
   CHECK_RC(smalti_contrastive_backward(&c, rows.p, columns.p, g.p, gq.p, t.apart ? nullptr : gk.p, t.apart ? gp.p : nullptr,
                                        t.apart ? nullptr : ds.p, wb.p, backward, nullptr));
   Result r;
@@ -112,7 +114,7 @@ double worst(const Vec& a, const Vec& b) {
 }
 
 /// Half types: at most twice (gradients three times) the error of the unfused computation in the same type.
-template <class T> void check(const char* what, const Case& t, double tolerance) {
+template <class T> void check(const char* what, const Case& t, double tolerance, bool ranked = true) {
   const double grad = 0.7;
   const auto q = units<T>(t.n, t.d, 1), k = units<T>(t.m, t.d, 2), p = t.apart ? units<T>(t.n, t.d, 3) : std::vector<T>(1, T{});
   std::vector<T> stored = k;
@@ -121,7 +123,7 @@ template <class T> void check(const char* what, const Case& t, double tolerance)
     for (int64_t j = 0; j < t.m; j++) for (int64_t c = 0; c < t.d; c++) stored[c * t.m + j] = k[j * t.d + c];
   const Vec wq = test::wide(q), wk = test::wide(k), wp = test::wide(p);
   const Result exact = reference(t, wq, wk, wp, grad, [](double x) { return x; });
-  const Result got = run<T>(t, q, stored, p, grad);
+  const Result got = run<T>(t, q, stored, p, grad, ranked);
   test::check_close((std::string(what) + " loss").c_str(), got.loss, exact.loss, sizeof(T) == 2 ? 1e-5 : tolerance);
   if (sizeof(T) > 2) {
     // ties of rounding aside
@@ -193,6 +195,20 @@ TEST(contrastive_queries_alone) {
   for (double x : both.dq) largest = std::max(largest, std::fabs(x));
   // both round g to bf16; they add in another order
   CHECK(worst(test::wide(gq.get()), both.dq) <= largest / 128);
+}
+// Tiles of 128 x 192 by warpgroups: whole ones, edges, positives, logits too far apart for one exponential.
+TEST(contrastive_warpgroups) {
+  const test::Wgmma on;
+  check<bf16>("warpgroups", {700, 700, 128, 0, true, false, false, 20}, 0, false);
+  check<f16>("warpgroups f16", {390, 390, 136, 0, true, false, false, -20}, 0, false);
+  check<bf16>("far apart", {390, 390, 128, 0, true, false, false, 1000}, 0, false);
+  check<bf16>("long rows", {200, 200, 576, 0, true, false, false, 30}, 0, false);
+  check<bf16>("labels", {150, 430, 192, 200, false, false, false, 20}, 0, false);
+  check<bf16>("positives apart", {200, 400, 128, 0, false, true, false, 14}, 0, false);
+}
+TEST(contrastive_warpgroups_chunks) {
+  const test::Wgmma on;
+  check<bf16>("chunks", {390, 390, 128, 0, true, false, false, 20, 1}, 0, false);
 }
 TEST(contrastive_small_sizes) {
   for (int64_t n : {1, 2, 3}) check<float>("few", {n, n, 1, 0, true, false, false, 2}, 2e-5);
