@@ -2,8 +2,9 @@
 # Tests and benchmarks on a GPU machine that has Python with PyTorch but no cargo.
 #   scripts/gpu.sh stage             here: builds everything into target/gpu (at most 60 MiB). nvcc comes from pip if
 #                                    there is none. SMALTI_CUDA_ARCH (default 90a) names the GPU's architecture.
-#   scripts/gpu.sh run [PART]...     there, in a copy of the tree with target/gpu: the parts `tests`, `sanitize` and
-#                                    `bench` (default: all three; each takes under 10 minutes). Results go to
+#   scripts/gpu.sh run [PART]...     there, in a copy of the tree with target/gpu: the parts `tests`, `wgmma` (the tests
+#                                    again, with the kernels for Hopper's warpgroup instructions), `sanitize` and `bench`
+#                                    (default: all; each takes under 10 minutes). Results go to
 #                                    ${OUT:-target/gpu-results}: logs, results.json, results.md.
 #   scripts/gpu.sh rehearse          here, without a GPU: the benchmark on the emulated device with tiny shapes, PyTorch
 #                                    on the CPU ($PYTHON, default python3), and the table of both.
@@ -113,15 +114,23 @@ check() {
     fi
 }
 
-run_tests() {
-    check kernel_tests 120 "$programs/kernel_tests"
-    local program
+# rust_tests NAME [VARIABLE=VALUE]...
+rust_tests() {
+    local name=$1 program
+    shift
     for program in "$programs"/tests/*; do
         local folder=$PWD
         case $(basename "$program") in goldens | smalti_models-lib) folder=$PWD/models ;; esac
-        check "test_$(basename "$program")" 180 env CARGO_MANIFEST_DIR="$folder" SMALTI_DEVICE=cuda:0 "$program"
+        check "${name}_$(basename "$program")" 180 env CARGO_MANIFEST_DIR="$folder" SMALTI_DEVICE=cuda:0 "$@" "$program"
     done
 }
+
+# The kernel tests take both kinds of kernels by themselves.
+run_tests() {
+    check kernel_tests 120 "$programs/kernel_tests"
+    rust_tests test
+}
+run_wgmma() { rust_tests wgmma SMALTI_WGMMA=1; }
 
 run_sanitize() {
     command -v compute-sanitizer > /dev/null || { echo "no compute-sanitizer on the PATH" >&2; exit 1; }
@@ -134,10 +143,15 @@ table() {
     cat "$out/results.md"
 }
 
+# The works that have kernels for warpgroups.
+wgmma_shapes() { grep -E '"(window-attn|global-attn|attn|clip-loss|step/(mae|vit))' "$out/shapes.jsonl" > "$out/wgmma_shapes.jsonl"; }
+
 run_bench() {
     "$python" benches/against/gpu_torch.py --shapes > "$out/shapes.jsonl"
-    check bench_smalti 200 "$programs/bench_gpu" --shapes "$out/shapes.jsonl" --out "$out/smalti.jsonl" --budget-s 150
-    check bench_torch 360 "$python" benches/against/gpu_torch.py --budget-s 320 --out "$out/torch.jsonl"
+    check bench_smalti 160 "$programs/bench_gpu" --shapes "$out/shapes.jsonl" --out "$out/smalti.jsonl" --budget-s 120
+    wgmma_shapes
+    check bench_wgmma 80 env SMALTI_WGMMA=1 "$programs/bench_gpu" --shapes "$out/wgmma_shapes.jsonl" --out "$out/wgmma.jsonl" --budget-s 50
+    check bench_torch 340 "$python" benches/against/gpu_torch.py --budget-s 300 --out "$out/torch.jsonl"
     table
 }
 
@@ -145,8 +159,11 @@ rehearse() {
     mkdir -p "$out"
     out=$(realpath "$out")  # cargo runs the benchmark in its package's folder
     "$python" benches/against/gpu_torch.py --tiny --shapes > "$out/shapes.jsonl"
-    CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/emulate} cargo bench -p smalti-models --features emulate --bench gpu \
-        -- --tiny --shapes "$out/shapes.jsonl" --out "$out/smalti.jsonl"
+    wgmma_shapes
+    export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target/emulate}
+    cargo bench -p smalti-models --features emulate --bench gpu -- --tiny --shapes "$out/shapes.jsonl" --out "$out/smalti.jsonl"
+    SMALTI_WGMMA=1 cargo bench -p smalti-models --features emulate --bench gpu \
+        -- --tiny --shapes "$out/wgmma_shapes.jsonl" --out "$out/wgmma.jsonl"
     "$python" benches/against/gpu_torch.py --tiny --device cpu --budget-s 240 --out "$out/torch.jsonl" > /dev/null
     table
 }
@@ -156,11 +173,11 @@ case ${1:-} in
     rehearse) rehearse ;;
     run)
         shift
-        [ $# -gt 0 ] || set -- tests sanitize bench
+        [ $# -gt 0 ] || set -- tests wgmma sanitize bench
         for part in "$@"; do
             case $part in
-                tests | sanitize | bench) ;;
-                *) echo "unknown part $part: tests, sanitize or bench" >&2; exit 2 ;;
+                tests | wgmma | sanitize | bench) ;;
+                *) echo "unknown part $part: tests, wgmma, sanitize or bench" >&2; exit 2 ;;
             esac
         done
         require_gpu
@@ -170,5 +187,5 @@ case ${1:-} in
         for part in "$@"; do "run_$part"; done
         [ $failures -eq 0 ] || { echo "$failures checks failed" >&2; exit 1; }
         ;;
-    *) sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,12s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
 esac

@@ -3,7 +3,8 @@
 
     python3 benches/against/gpu_table.py FOLDER --out results.md --json results.json
 
-FOLDER holds smalti.jsonl (benches/gpu) and torch.jsonl (gpu_torch.py), whose lines have one form, and maybe checks.jsonl.
+FOLDER holds smalti.jsonl (benches/gpu) and torch.jsonl (gpu_torch.py), whose lines have one form, and maybe checks.jsonl, and
+wgmma.jsonl: smalti again with the kernels for Hopper's warpgroup instructions.
 Useful operations and least traffic of a work stand in PyTorch's lines; both sides are rated by them, as shares of the copy
 bandwidth and the bf16 product rate that PyTorch reached in the same run.
 """
@@ -49,9 +50,11 @@ def share(work, ms, ceiling):
     return f"{text}, {100 * part:.0f} %"
 
 
-def rows_of(smalti, torch, ceiling):
+def rows_of(smalti, wgmma, torch, ceiling):
     """One row for each work and direction that smalti measured, in its order."""
     body = []
+    name = lambda r: (r["work"], r["direction"], json.dumps(r.get("shape")), r.get("dtype"))  # noqa: E731
+    warpgroups = {name(r): r["ms_median"] for r in timed(wgmma)}
     for mine in timed(smalti):
         key = mine["work"], mine["direction"]
         peers = [r for r in timed(torch) if (r["work"], r["direction"]) == key and r.get("shape") == mine.get("shape")]
@@ -61,7 +64,7 @@ def rows_of(smalti, torch, ceiling):
         ms = mine["ms_median"]
         memory = (mine.get("extra_mib"), best and best.get("extra_mib"))
         body.append([
-            mine["work"], mine["direction"], mine.get("dtype", ""), number(ms), share(work, ms, ceiling),
+            mine["work"], mine["direction"], mine.get("dtype", ""), number(ms), share(work, ms, ceiling), number(warpgroups.get(name(mine))),
             number(best and best["ms_median"]), best["impl"] if best else "–",
             f"{best['ms_median'] / ms:.2f}" if best else "–", number(memory[0]), number(memory[1]),
         ])
@@ -74,7 +77,7 @@ def markdown(head, body):
 
 
 def report(folder):
-    smalti, torch, checks = (lines(folder / f"{name}.jsonl") for name in ("smalti", "torch", "checks"))
+    smalti, wgmma, torch, checks = (lines(folder / f"{name}.jsonl") for name in ("smalti", "wgmma", "torch", "checks"))
     ceiling = ceilings(torch)
     meta = next((r for r in torch if r.get("work") == "meta"), {})
     end = next((r for r in reversed(smalti) if r.get("work") == "meta"), {})
@@ -88,15 +91,15 @@ def report(folder):
     text.append("- medians, ms; ratio = PyTorch's best way / smalti; MiB = added by the call")
     if end.get("host_operations"):
         text.append(f"- operations of smalti that went through the host: {end['host_operations']}")
-    head = ["work", "", "dtype", "smalti", "reaches", "PyTorch", "its best way", "ratio", "MiB", "MiB PyTorch"]
-    text.append("\n" + markdown(head, rows_of(smalti, torch, ceiling)))
-    missing = [r for r in smalti + torch if "error" in r or "skipped" in r]
+    head = ["work", "", "dtype", "smalti", "reaches", "by wgmma", "PyTorch", "its best way", "ratio", "MiB", "MiB PyTorch"]
+    text.append("\n" + markdown(head, rows_of(smalti, wgmma, torch, ceiling)))
+    missing = [r for r in smalti + wgmma + torch if "error" in r or "skipped" in r]
     if missing:
         body = [[r["work"], r.get("impl", ""), r.get("direction", ""), r.get("error") or r["skipped"]] for r in missing]
         text.append("## Not measured\n\n" + markdown(["work", "by", "", "why"], body))
     if checks:
         text.append("## Checks\n\n" + markdown(["", "status", "s"], [[c["check"], c["rc"], c["seconds"]] for c in checks]))
-    return "\n".join(text), {"smalti": smalti, "torch": torch, "checks": checks}
+    return "\n".join(text), {"smalti": smalti, "wgmma": wgmma, "torch": torch, "checks": checks}
 
 
 def main():
