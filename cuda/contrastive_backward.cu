@@ -91,7 +91,7 @@ multiply(const Operand<T> a, const Operand<T> b, int64_t depth, int64_t split, c
       const int64_t r = r0 + at.row(i), c = c0 + at.column(j);
       if (r >= to.rows || c >= to.d) continue;
       if (to.splits > 1) partial[r * to.d + c] = s.at(i, j);
-      else to.settle(r, c, s.at(i, j));
+      else to.settle(r * to.d + c, r, s.at(i, j));
     }
 }
 

@@ -18,9 +18,9 @@ template <class T> struct Target {
   const T* positive;  // with its weight -miss; or null
   A weight;
 
-  /// Adds what earlier chunks gave, and writes the gradient when the last has come.
-  DEV void settle(int64_t row, int64_t column, A x) const {
-    const int64_t at = row * d + column;
+  /// Adds what earlier chunks gave to element `at`, and writes the gradient when the last has come. `row`: the element's,
+  /// which only positives need.
+  DEV void settle(int64_t at, int64_t row, A x) const {
     if (add) x += sum[at];
     if (!last) {
       sum[at] = x;
@@ -36,7 +36,7 @@ template <class T> __global__ void combine(const Target<T> to) {
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += threads) {
     Acc<T> x = 0;
     for (int z = 0; z < to.splits; z++) x += to.partial[z * count + i];
-    to.settle(i / to.d, i % to.d, x);
+    to.settle(i, to.positive ? i / to.d : 0, x);
   }
 }
 

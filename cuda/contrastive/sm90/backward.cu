@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_tiles(const Operan
       const float x = acc[j * 4 + h * 2 + e];
       if (c >= to.d) continue;
       if (partial) partial[c] = x;
-      else to.settle(r, c, x);
+      else to.settle(r * to.d + c, r, x);
     }
   }
 }
