@@ -218,7 +218,7 @@ def contrastive_warpgroups():
     g, sums = 4096 * n * 2, 4096 * d
     parts = [Launch("slopes", b, "slopes_tilesI.*bf16ELb1", 256, smem + 2328, 128, g + 2 * n * d, [tiles / 4, 8], {-1: 32}, work=wide_work, times=8),
              Launch("dQ product", b, "product_tilesI.*bf16ELb0", 384, product, 132, g + n * d * 2, [171], work=wide_work, times=8),
-             Launch("dQ sum", "contrastive_backward", "combineI.*bf16", 256, 0, 2112, 4 * sums * 4, turns=sums / 32, inner=[3, 0], wait=3 * WAIT, work=sum_work, times=8),
+             Launch("dQ sum", "contrastive_backward", "combineI.*bf16", 256, 0, 2112, 4 * sums * 4, turns=sums / 32, inner=[0, 1], wait=3 * WAIT, work=sum_work, times=8),
              Launch("dK product", b, "product_tilesI.*bf16ELb1", 384, product, 342, 4 * g + n * d * 8, [64], work=wide_work, times=8)]
     columns, name = merge(n, 256, 8), "contrastive by warpgroups, "
     return [Case(name + "forward", f"N{n}, d{d}", 1390, flop, 2 * n * d * 2, (), [lse, columns]),
