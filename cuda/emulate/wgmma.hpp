@@ -10,14 +10,14 @@ namespace simt {
 /// An operand as its descriptor says (PTX ISA, "Matrix Descriptor Format"), of `rows` rows or columns and 16 of depth.
 struct Operand {
   uint64_t bits; bool by_depth;
-  /// Byte offset in the block's shared memory of the half type at (row, k).
+  /// Byte offset in the block's shared memory of the half type at (row, k), and of the seven that follow it.
   size_t at(int row, int k, int line) const {
     const size_t start = (bits & 0x3fff) << 4, lead = (bits >> 16 & 0x3fff) << 4, stride = (bits >> 32 & 0x3fff) << 4;
     if (bits >> 62 != 1 || (bits >> 49 & 7)) die("wgmma: only descriptors of the 128-byte swizzle are known", line);
     size_t a = by_depth ? start + row / 64 * lead + k / 8 * stride + k % 8 * 128 + row % 64 * 2
                         : start + row / 8 * stride + row % 8 * 128 + k * 2;
     a ^= (a >> 7 & 7) << 4;
-    if (a + 2 > kSharedStart + ctx().dyn_bytes || a < kSharedStart) die("wgmma: a descriptor leads out of shared memory", line);
+    if (a + 16 > kSharedStart + ctx().dyn_bytes || a < kSharedStart) die("wgmma: a descriptor leads out of shared memory", line);
     return a - kSharedStart;
   }
 };
@@ -64,11 +64,17 @@ inline void multiply(Work& w) {
   w.done = true;
   const int n = w.m.n;
   std::vector<float> a(64 * 16), b(16 * (size_t)n);
-  auto read = [&](const Operand& o, int row, int k) { uint16_t h; std::memcpy(&h, ctx().dyn + o.at(row, k, w.line), 2); return w.m.widen(h); };
-  for (int k = 0; k < 16; k++) {
-    for (int j = 0; j < n; j++) b[k * n + j] = read(w.m.b, j, k);
-    for (int i = 0; i < 64 && !w.m.registers; i++) a[i * 16 + k] = read(w.m.a, i, k);
-  }
+  // eight values that lie side by side; to[row * by_row + k * by_k]
+  auto read = [&](const Operand& o, int rows, float* to, int by_row, int by_k) {
+    for (int i = 0; i < rows * 2; i++) {
+      const int row = o.by_depth ? i % (rows / 8) * 8 : i / 2, k = o.by_depth ? i / (rows / 8) : i % 2 * 8;
+      uint16_t h[8];
+      std::memcpy(h, ctx().dyn + o.at(row, k, w.line), 16);
+      for (int e = 0; e < 8; e++) to[(row + (o.by_depth ? e : 0)) * by_row + (k + (o.by_depth ? 0 : e)) * by_k] = w.m.widen(h[e]);
+    }
+  };
+  read(w.m.b, n, b.data(), 1, n);
+  if (!w.m.registers) read(w.m.a, 64, a.data(), 16, 1);
   for (int l = 0; l < 128 && w.m.registers; l++) for (int e = 0; e < 8; e++) {
     const int row = l / 32 * 16 + l % 32 / 4 + (e >> 1 & 1) * 8, k = l % 4 * 2 + (e & 1) + (e >> 2) * 8;
     a[row * 16 + k] = w.m.widen(w.regs[l][e >> 1] >> 16 * (e & 1) & 0xffff);
