@@ -25,16 +25,18 @@ DEV uint32_t shared_address(const void* p) { return sptr(p); }
 inline uint32_t shared_address(const void* p) { return (uint32_t)((const unsigned char*)p - simt::ctx().dyn + simt::kSharedStart); }
 #endif
 
-/// Descriptor of an operand in a tile whose line i is row i (of a right operand, column i) with 64 steps of the depth: from
-/// `row`, a multiple of 8, and `k`, a multiple of 16 (PTX ISA, "Matrix Descriptor Format"; K-major).
-DEV uint64_t rows_operand(const void* tile, int row, int k) {
-  return (uint64_t)((shared_address(tile) + row * 128 + k * 2) >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+/// Descriptor of what begins `offset` bytes into a tile, with the distance `lead` (PTX ISA, "Matrix Descriptor Format"):
+/// the offset is added last, so that operands of one tile differ by one addition.
+DEV uint64_t descriptor(const void* tile, int lead, int offset) {
+  const uint32_t start = shared_address(tile) >> 4 & 0x3fff;
+  return (uint64_t)(1u << 30 | 1024 >> 4) << 32 | ((start | (uint32_t)(lead >> 4) << 16) + (offset >> 4));
 }
+/// Descriptor of an operand in a tile whose line i is row i (of a right operand, column i) with 64 steps of the depth: from
+/// `row`, a multiple of 8, and `k`, a multiple of 16 (K-major, where the lead means nothing).
+DEV uint64_t rows_operand(const void* tile, int row, int k) { return descriptor(tile, 16, row * 128 + k * 2); }
 /// The same where line i is step i of the depth with 64 rows, the next 64 rows `apart` bytes on; `k` is a multiple of 8
 /// (MN-major).
-DEV uint64_t depth_operand(const void* tile, int k, int apart) {
-  return (uint64_t)((shared_address(tile) + k * 128) >> 4 & 0x3fff) | (uint64_t)(apart >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-}
+DEV uint64_t depth_operand(const void* tile, int k, int apart) { return descriptor(tile, apart, k * 128); }
 
 /// c (+)= A B^T for 64 rows of A and N rows of B, 16 steps deep. Thread t of the warpgroup holds, as value i, row
 /// t / 32 * 16 + t % 32 / 4 + (i / 2 % 2) * 8 and column i / 4 * 8 + t % 4 * 2 + i % 2: the layout of mma.sync.
