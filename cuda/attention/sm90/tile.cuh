@@ -38,20 +38,8 @@ template <class T, int DP> struct Share {
   }
 };
 
-/// Rows `first ..` of a window to the lines of a tile from `line`, a multiple of 8, `rows` of them; zeros beyond what is
-/// there. By cp.async: the caller commits, waits, calls proxy_fence and synchronises.
-template <class T, int DP> DEV void load_tile(const Tile<T, DP>& to, int line, const Field& f, const Side& s, const Place& w, int first,
-                                              int rows, int tid, int threads) {
-  const Share<T, DP> mine(to.lines, tid, threads);
-  Walk k(s, w, first + mine.line, mine.step);
-  Reader<T> from(f, s, w, k, mine.chunk * Share<T, DP>::L::V);
-  for (int r = mine.line; r < rows; r += mine.step) {
-    mine.copy(to.at + (line + r) * 128, from, k);
-    from.next(k.next());
-  }
-}
-
-/// The same for two fields of one side, in one walk, to tiles of as many lines.
+/// Rows `first ..` of a window in two fields to the lines of two tiles from `line`, a multiple of 8, `rows` of them; zeros
+/// beyond what is there. By cp.async: the caller commits, waits, calls proxy_fence and synchronises.
 template <class T, int DP> DEV void load_tiles(const Tile<T, DP>& to, const Tile<T, DP>& to2, int line, const Field& f, const Field& f2,
                                                const Side& s, const Place& w, int first, int rows, int tid, int threads) {
   const Share<T, DP> mine(to.lines, tid, threads);
@@ -65,6 +53,50 @@ template <class T, int DP> DEV void load_tiles(const Tile<T, DP>& to, const Tile
     from2.next(over);
   }
 }
+
+/// Tile after tile of a field of DP columns, LINES tokens each, where the compiler knows the shape of a window: rows of PITCH
+/// tokens, or for PITCH 0 a single row. A third of the instructions of a walk, few registers, and no branches, behind each of
+/// which copies cost more. Strides of tokens are `near`. CUT: windows may reach beyond the image, where tokens are the
+/// field's padding or zeros; else there is no padding, and tiles that are loaded begin in the window.
+template <class T, int DP, int LINES, int PITCH, bool CUT, int THREADS> struct Feed {
+  using L = Lanes<T, DP>;
+  static constexpr int COPY = THREADS == 384 ? 256 : THREADS;  // that copy
+  static constexpr int STEP = COPY / L::N < LINES || PITCH ? COPY / L::N : LINES;
+  static constexpr int DOWN = PITCH && STEP >= PITCH ? STEP / PITCH : 0, RIGHT = DOWN ? 0 : STEP;  // to a thread's next token
+  static constexpr int ROWS = PITCH ? LINES / PITCH : 0, COLUMNS = PITCH ? 0 : LINES;              // to the next tile
+  static_assert(!PITCH || DOWN || (PITCH == LINES && !CUT), "a thread stays in its column, or in its row");
+  const char *at, *pad;
+  int here;        // row of this thread's next token if it goes down, else the column
+  int real, some;  // those before `real` are in the image, those before `some` are not zeros
+
+  DEV Feed(const Field& f, const Side& s, const Place& w, int first, int tid) {
+    const int line = first + tid / L::N, y = PITCH ? line / PITCH : 0, x = PITCH ? line % PITCH : line, chunk = tid % L::N * 16;
+    const int in_h = CUT ? min(s.win_h, s.img_h - w.wy * s.win_h) : s.win_h, in_w = CUT ? min(s.win_w, s.img_w - w.wx * s.win_w) : s.win_w;
+    at = (const char*)row_at<const T>(f, s, w, 0, 0) + bytes(f, y, x) + chunk;
+    pad = CUT && f.pad ? (const char*)((const T*)f.pad + w.h * f.ph) + chunk : nullptr;
+    here = DOWN ? y : x;
+    real = !DOWN ? in_w : x < in_w ? in_h : 0;
+    some = pad && x < s.win_w ? s.win_h : real;
+  }
+  DEV static int64_t bytes(const Field& f, int y, int x) { return (y * (int64_t)(int)f.y + x * (int64_t)(int)f.x) * 2; }
+  /// The next tile, to lines from `first` on.
+  DEV void load(const Field& f, const Tile<T, DP>& to, int first, int tid) {
+    const Share<T, DP> mine(to.lines, tid, COPY);
+    if (STEP * L::N == THREADS || tid < STEP * L::N) {
+      UNROLL for (int i = 0; i * STEP < LINES; i++) {
+        if ((i + 1) * STEP > LINES && mine.line + i * STEP >= LINES) continue;
+        const int n = here + i * (DOWN ? DOWN : RIGHT);
+        const char* from = at + bytes(f, i * DOWN, i * RIGHT);
+        if (CUT) from = n < real ? from : pad;
+        mine.copy(to.at + (first + mine.line + i * STEP) * 128, from, n < (CUT ? some : real), DP);
+      }
+    }
+    here += DOWN ? ROWS : COLUMNS;
+    at += bytes(f, ROWS, COLUMNS);
+  }
+};
+/// Whether strides of tokens are such.
+inline bool near(const Field& f) { return f.x < 1 << 24 && f.x > -(1 << 24) && f.y < 1 << 24 && f.y > -(1 << 24); }
 
 /// A dense table of `rows` rows of n columns, from `first`, to all lines of a tile: zeros beyond it.
 template <class T, int DP> DEV void load_table_tile(const Tile<T, DP>& to, const void* table, int rows, int n, int first, int tid, int threads) {
