@@ -58,6 +58,7 @@ DEV uint32_t sptr(const void* p) { return (uint32_t)__cvta_generic_to_shared(p);
 DEV uint32_t pack2(float lo, float hi) { uint32_t d; asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo)); return d; }
 DEV uint32_t pack2h(float lo, float hi) { uint32_t d; asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo)); return d; }
 DEV float ex2(float x) { float y; asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
+DEV float lg2(float x) { float y; asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x)); return y; }
 DEV void ldsm4(uint32_t (&r)[4], const void* p) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3]) : "r"(sptr(p)) : "memory"); }
 DEV void ldsm4t(uint32_t (&r)[4], const void* p) {
@@ -79,6 +80,7 @@ template <int N> DEV void cp_wait() { asm volatile("cp.async.wait_group %0;" ::"
 inline uint32_t pack2(float lo, float hi) { return f2bf(lo).x | (uint32_t)f2bf(hi).x << 16; }
 inline uint32_t pack2h(float lo, float hi) { return f2h(lo).x | (uint32_t)f2h(hi).x << 16; }
 inline float ex2(float x) { return std::exp2(x); }
+inline float lg2(float x) { return std::log2(x); }
 struct Row { uint16_t v[8]; uintptr_t a; };
 struct R4 { uint32_t r[4]; };
 template <bool T> inline void ldsm4_(uint32_t (&r)[4], const void* p, int line) {

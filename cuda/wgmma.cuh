@@ -25,16 +25,18 @@ DEV uint32_t shared_address(const void* p) { return sptr(p); }
 inline uint32_t shared_address(const void* p) { return (uint32_t)((const unsigned char*)p - simt::ctx().dyn + simt::kSharedStart); }
 #endif
 
-/// Descriptor of an operand in a tile whose line i is row i (of a right operand, column i) with 64 steps of the depth: from
-/// `row`, a multiple of 8, and `k`, a multiple of 16 (PTX ISA, "Matrix Descriptor Format"; K-major).
-DEV uint64_t rows_operand(const void* tile, int row, int k) {
-  return (uint64_t)((shared_address(tile) + row * 128 + k * 2) >> 4 & 0x3fff) | (uint64_t)1 << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
+/// Descriptor of what begins `offset` pieces of 16 bytes into a tile, with the distance `lead` in bytes (PTX ISA, "Matrix
+/// Descriptor Format"): the offset is added last, so that operands of one tile differ by one addition.
+DEV uint64_t descriptor(const void* tile, int lead, int offset) {
+  const uint32_t start = shared_address(tile) >> 4 & 0x3fff;
+  return (uint64_t)(1u << 30 | 1024 >> 4) << 32 | ((start | (uint32_t)(lead >> 4) << 16) + offset);
 }
+/// Descriptor of an operand in a tile whose line i is row i (of a right operand, column i) with 64 steps of the depth: from
+/// `row`, a multiple of 8, and `k`, a multiple of 16 (K-major, where the lead means nothing).
+DEV uint64_t rows_operand(const void* tile, int row, int k) { return descriptor(tile, 16, row * 8 + k / 8); }
 /// The same where line i is step i of the depth with 64 rows, the next 64 rows `apart` bytes on; `k` is a multiple of 8
 /// (MN-major).
-DEV uint64_t depth_operand(const void* tile, int k, int apart) {
-  return (uint64_t)((shared_address(tile) + k * 128) >> 4 & 0x3fff) | (uint64_t)(apart >> 4) << 16 | (uint64_t)(1024 >> 4) << 32 | (uint64_t)1 << 62;
-}
+DEV uint64_t depth_operand(const void* tile, int k, int apart) { return descriptor(tile, apart, k * 8); }
 
 /// c (+)= A B^T for 64 rows of A and N rows of B, 16 steps deep. Thread t of the warpgroup holds, as value i, row
 /// t / 32 * 16 + t % 32 / 4 + (i / 2 % 2) * 8 and column i / 4 * 8 + t % 4 * 2 + i % 2: the layout of mma.sync.
@@ -55,8 +57,10 @@ template <class T, int N> struct Wgmma;
 #define SMALTI_R_80 SMALTI_R_64 "," SMALTI_R8(32, 33, 34, 35, 36, 37, 38, 39)
 #define SMALTI_C_96 SMALTI_C_80, SMALTI_C8(40)
 #define SMALTI_R_96 SMALTI_R_80 "," SMALTI_R8(40, 41, 42, 43, 44, 45, 46, 47)
-#define SMALTI_C_128 SMALTI_C_96, SMALTI_C8(48), SMALTI_C8(56)
-#define SMALTI_R_128 SMALTI_R_96 "," SMALTI_R8(48, 49, 50, 51, 52, 53, 54, 55) "," SMALTI_R8(56, 57, 58, 59, 60, 61, 62, 63)
+#define SMALTI_C_112 SMALTI_C_96, SMALTI_C8(48)
+#define SMALTI_R_112 SMALTI_R_96 "," SMALTI_R8(48, 49, 50, 51, 52, 53, 54, 55)
+#define SMALTI_C_128 SMALTI_C_112, SMALTI_C8(56)
+#define SMALTI_R_128 SMALTI_R_112 "," SMALTI_R8(56, 57, 58, 59, 60, 61, 62, 63)
 #define SMALTI_C_192 SMALTI_C_128, SMALTI_C8(64), SMALTI_C8(72), SMALTI_C8(80), SMALTI_C8(88)
 #define SMALTI_R_192 SMALTI_R_128 "," SMALTI_R8(64, 65, 66, 67, 68, 69, 70, 71) "," SMALTI_R8(72, 73, 74, 75, 76, 77, 78, 79) "," SMALTI_R8(80, 81, 82, 83, 84, 85, 86, 87) "," SMALTI_R8(88, 89, 90, 91, 92, 93, 94, 95)
 #define SMALTI_C_224 SMALTI_C_192, SMALTI_C8(96), SMALTI_C8(104)
@@ -83,6 +87,7 @@ SMALTI_WGMMA_SIZE(48, 24, 25, 26, 27, 28, 29, 30)
 SMALTI_WGMMA_SIZE(64, 32, 33, 34, 35, 36, 37, 38)
 SMALTI_WGMMA_SIZE(80, 40, 41, 42, 43, 44, 45, 46)
 SMALTI_WGMMA_SIZE(96, 48, 49, 50, 51, 52, 53, 54)
+SMALTI_WGMMA_SIZE(112, 56, 57, 58, 59, 60, 61, 62)
 SMALTI_WGMMA_SIZE(128, 64, 65, 66, 67, 68, 69, 70)
 SMALTI_WGMMA_SIZE(192, 96, 97, 98, 99, 100, 101, 102)
 SMALTI_WGMMA_SIZE(224, 112, 113, 114, 115, 116, 117, 118)

@@ -262,6 +262,8 @@ def estimate(launch, code, registers):
         active = resident * warps * launch.active / 4
         efficiency = active / (active + HALF_BUSY)
         ideal = {p: busiest * warps * launch.active / 4 * cost[p] for p in PIPES}
+        if launch.l2:
+            ideal["l2"] = launch.l2 / L2 * CLOCK
         if code.has(code.on, "HGMMA"):
             clocks = warpgroup_clocks(ideal, cost, outside, efficiency, resident)
         else:

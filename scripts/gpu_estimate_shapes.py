@@ -33,6 +33,11 @@ def tile_work(op):
     return {"HMMA": 4000, "LDGSTS": 1500, "STG": 100, "MUFU": 8, "FFMA": 3}.get(op.split(".")[0], 0)
 
 
+def soft_work(op):
+    """Attention by warpgroups: the way of warps that have queries, with the exponentials of a step."""
+    return 300 if op.startswith("MUFU") else usual_work(op)
+
+
 def norm_work(op):
     """Layer norm without its optional inputs, which only load and store."""
     return {"FFMA": 100, "FADD": 12, "LDG": -50, "STG": -50}.get(op.split(".")[0], 0)
@@ -50,9 +55,10 @@ def prefer(root):
 @dataclasses.dataclass
 class Launch:
     """A kernel as a shape launches it. A product kernel has `trips` of its loops with HMMA, `copies`: LDGSTS of a warp
-    in a turn of loop i (-1: outside), `others`: (times, times for memory) of each other loop. Any other kernel has
-    `turns`: turns of its outermost loop, summed over all warps, and `inner`: trips of the loops inside it; `wait`:
-    clocks of a turn that a warp waits; `share`: of the turn's code that runs. `active`: share of the warps with work."""
+    in a turn of loop i (-1: outside), `others`: (times, times for memory) of each other loop; `l2`: bytes through L2,
+    where they are known better than from the copies. Any other kernel has `turns`: turns of its outermost loop, summed
+    over all warps, and `inner`: trips of the loops inside it; `wait`: clocks of a turn that a warp waits; `share`: of the
+    turn's code that runs. `active`: share of the warps with work."""
 
     label: str
     file: str
@@ -186,6 +192,28 @@ def merge(results, parts, size):
                   inner=[turns], wait=(turns + 1) * WAIT)
 
 
+def attention_warpgroups(batch=8, heads=12, side=64):
+    """sm90/forward.cu for d = 64. Loops: tables; tiles of queries, tables, steps of keys; four steps of a ring."""
+    f, tensor, groups = "attention/sm90/forward", batch * side * side * heads * 128, batch * heads
+    name, shape = " by warpgroups + rel. pos., forward", f"B{batch}, {side}x{side}, %dx%d, {heads}h, d64"
+    rows = side / 70  # share of window rows inside the image; of 16 warps with 16 queries each, 14 have a window row
+    window = Launch("forward", f, "forward_wholeI.*bf16ELi64ELi112ELi2E", 256, 107008, groups * 25, 4 * tensor,
+                    [2 * rows * 14 / 16, 1, 1, 2], {-1: 1.7}, work=soft_work)
+    whole = Launch("forward", f, "forward_ringI.*bf16ELi64ELi64ELi8E", 384, 140032, groups * 22, 4 * tensor, [2, 2, 63 / 4], {-1: 5.3},
+                   l2=2 * tensor + groups * 22 * (2 * 4096 + 254) * 128, work=soft_work)
+    cases = [Case("window attention" + name, shape % (14, 14), 47, 22.4e9, 4 * tensor, ("x", 2.0), [window]),
+             Case("global attention" + name, shape % (64, 64), 538, 425e9, 4 * tensor, ("T", 400), [whole])]
+    batch, heads = 256, 16
+    for name, length, floor, gflop, kernel, threads, smem, tiles, trips in [
+            ("MAE-L encoder", 50, 24, 2.6, "wholeI.*bf16ELi64ELi64ELin1E", 128, 24576, 1, [1]),
+            ("ViT-L", 197, 96, 41, "wholeI.*bf16ELi64ELi112ELin1ELi2ELi2ELi4ELi2E", 256, 90112, 1, [2 * 13 / 16, 2]),
+            ("L/14@336", 577, 442, 349, "ringI.*bf16ELi64ELi80ELin1E", 256, 98304, 5, [7 / 4])]:
+        tensor = batch * heads * length * 128
+        launch = Launch("forward", f, "forward_" + kernel, threads, smem, batch * heads * tiles, 4 * tensor, trips, l2=(2 + 2 * tiles) * tensor, work=soft_work)
+        cases.append(Case(f"attention {name} by warpgroups, forward", f"B{batch}, S{length}, {heads}h, d64", floor, gflop * 1e9, 4 * tensor, (), [launch]))
+    return cases
+
+
 def contrastive():
     """BackwardPlan, ForwardPlan and query_splits of cuda/contrastive_*.cu for a budget of 256 MiB; 128x128 tiles, 4 stages."""
     n, d, smem, tile = 32768, 512, 81920, {-1: 12, 0: 3.25}
@@ -262,4 +290,4 @@ def memory():
 def cases():
     attention = plain("MAE-L encoder", 50, (24, 49), (2.6, 6.6)) + plain("ViT-L", 197, (96, 192), (41, 102))
     attention += plain("L/14@336", 577, (442, 1105), (349, 873))
-    return vitdet(14) + vitdet(64) + attention + contrastive() + contrastive_warpgroups() + memory()
+    return vitdet(14) + vitdet(64) + attention + attention_warpgroups() + contrastive() + contrastive_warpgroups() + memory()

@@ -36,6 +36,8 @@ template <class T> int32_t run_mma(Problem p, void* stream) {
 }  // namespace
 
 int32_t forward_any(Problem p, int dtype, void* stream) {
+  const int32_t rc = forward_sm90(p, dtype, stream);
+  if (rc != kElsewhere) return rc;
   switch (dtype) {
     case SMALTI_BF16: return run_mma<bf16>(p, stream);
     case SMALTI_F16: return run_mma<f16>(p, stream);

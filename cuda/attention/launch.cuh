@@ -130,6 +130,14 @@ int32_t delta_any(const Problem& p, int dtype, void* stream);
 int32_t forward_any(Problem p, int dtype, void* stream);
 int32_t backward_any(Problem& p, int dtype, void* stream);
 
+/// With wgmma (sm90/forward.cu); kElsewhere where that is not for this device or problem.
+constexpr int32_t kElsewhere = -1;
+#if defined(SMALTI_NO_SM90)
+inline int32_t forward_sm90(const Problem&, int, void*) { return kElsewhere; }
+#else
+int32_t forward_sm90(const Problem& p, int dtype, void* stream);
+#endif
+
 constexpr int64_t kMaxSmem = 227 * 1024;
 
 }  // namespace attention

@@ -48,12 +48,22 @@ DEV Span span_of(const Side& s, int first, int axis, int lane) {
   return o;
 }
 
+/// Products of queries with the rows of a table from `first` on, to scratch[row][k] times `factor`: row at - k + extent - 1
+/// is that of k below `extent`, others are dropped.
+template <int N> DEV void scatter_terms(const float (&a)[N][4], const Span& s, int first, int extent, float* scratch, int stride, float factor, int lane) {
+  const int g = lane >> 2, t2 = (lane & 3) * 2;
+  UNROLL for (int i = 0; i < N; i++) UNROLL for (int e = 0; e < 4; e++) {
+    const int h = e >> 1, k = s.at[h] + extent - 1 - (first + i * 8 + t2 + (e & 1));
+    if ((unsigned)k < (unsigned)extent) scratch[(g + h * 8) * stride + k] = a[i][e] * factor;
+  }
+}
+
 /// q . table[at - k + extent - 1] for every k below `extent`, to scratch[row][k] times `factor`
 /// (ViTDet's decomposed relative positions; q unscaled).
 template <class T, int DP> DEV void relative_terms(const uint32_t (&q)[DP / 16][4], const T* table, Span s, int extent, float* scratch,
                                                    int stride, float factor, int lane) {
   constexpr int LD = kLd<DP>;
-  const int last = 2 * extent - 2, g = lane >> 2, t2 = (lane & 3) * 2, n = extent + s.high - s.low;
+  const int last = 2 * extent - 2, n = extent + s.high - s.low;
   for (int n0 = 0; n0 < n; n0 += 16) {
     float a[2][4];
     clear(a);
@@ -65,10 +75,7 @@ template <class T, int DP> DEV void relative_terms(const uint32_t (&q)[DP / 16][
       mma(T{}, a[0], q[k], b[0], b[1]);
       mma(T{}, a[1], q[k], b[2], b[3]);
     }
-    UNROLL for (int i = 0; i < 2; i++) UNROLL for (int e = 0; e < 4; e++) {
-      const int h = e >> 1, k = s.at[h] + extent - 1 - (s.low + n0 + i * 8 + t2 + (e & 1));
-      if (k >= 0 && k < extent) scratch[(g + h * 8) * stride + k] = a[i][e] * factor;
-    }
+    scatter_terms(a, s, s.low + n0, extent, scratch, stride, factor, lane);
   }
 }
 

@@ -42,6 +42,8 @@ extern "C" int32_t smalti_window_attention_forward(const smalti_view* q, const s
   Problem p;
   if (!window_problem(p, q, k, v, bias, rel_h, rel_w, out, lse, win_h, win_w, scale)) return kInvalid;
   if (elements(*lse) == 0) return 0;
+  const int32_t rc = p.rel_h ? forward_sm90(p, q->dtype, stream) : kElsewhere;
+  if (rc != kElsewhere) return rc;
   if (p.rel_h && q->dtype == SMALTI_BF16) return run<bf16>(p, stream);
   if (p.rel_h && q->dtype == SMALTI_F16) return run<f16>(p, stream);
   return forward_any(p, q->dtype, stream);

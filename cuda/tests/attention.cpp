@@ -153,6 +153,24 @@ TEST(attention_f16) {
   run<f16>({1, 2, 33, 33, 64, 64, true}, 1, true);
   run<f16>({1, 1, 19, 70, 17, 23, false});  // odd widths: padded inside, read one by one
 }
+// The kernels with warpgroup instructions: around the lengths at which another way is taken, 64, 112 and 224 keys, and rings
+// that go round more than once.
+TEST(attention_wgmma) {
+  const test::Wgmma on;
+  for (bool causal : {false, true}) {
+    run<bf16>({2, 1, 50, 50, 64, 64, causal}, 1, true);
+    run<bf16>({1, 2, 77, 77, 64, 64, causal});
+    run<f16>({1, 1, 197, 197, 64, 64, causal}, 1, true);
+    run<bf16>({1, 1, 330, 330, 64, 64, causal}, 2, true);
+  }
+  run<bf16>({1, 1, 1, 1, 64, 64, false});
+  run<bf16>({1, 1, 64, 64, 80, 80, true});
+  run<f16>({1, 2, 65, 112, 64, 64, false});
+  run<bf16>({1, 1, 300, 113, 80, 80, false});
+  run<bf16>({1, 1, 9, 224, 64, 64, false}, 3);
+  run<f16>({1, 1, 130, 225, 80, 80, false});
+  run<bf16>({1, 1, 30, 40, 64, 72, false});  // not theirs
+}
 TEST(attention_f32) {
   for (bool causal : {false, true}) {
     run<float>({1, 2, 70, 70, 24, 24, causal}, 1, true);

@@ -159,6 +159,24 @@ TEST(attention_window_other) {
   run<bf16>({1, 8, 9, 2, 64, 7, 5, true, false});   // without tables
   run<bf16>({1, 5, 5, 1, 112, 3, 3, false, true});  // padding by zeros
 }
+// The kernels with warpgroup instructions: windows of 9 to 16 columns and at most 14 rows, rows of 57 to 64 columns.
+TEST(attention_window_wgmma) {
+  const test::Wgmma on;
+  run<bf16>({1, 14, 14, 1, 64, 14, 14, true, true});
+  run<bf16>({1, 17, 9, 2, 64, 14, 14, true, true}, 1, true);
+  run<f16>({1, 15, 33, 1, 80, 13, 16, true, true}, 2);
+  run<f16>({1, 9, 11, 1, 64, 5, 9, false, true});  // padding by zeros
+  run<bf16>({1, 5, 20, 1, 64, 2, 10, true, true});
+  run<bf16>({1, 2, 9, 1, 64, 1, 5, true, false});  // not theirs, though of one row
+}
+TEST(attention_window_wgmma_global) {
+  const test::Wgmma on;
+  run<bf16>({1, 3, 64, 1, 64, 3, 64, false, true}, 1, true);
+  run<f16>({1, 7, 59, 1, 64, 7, 59, false, true});
+  run<bf16>({2, 2, 57, 1, 80, 2, 57, true, true}, 2);
+  run<bf16>({1, 3, 60, 1, 64, 2, 60, true, true});  // beyond the image: not theirs
+  run<bf16>({1, 15, 15, 1, 64, 15, 15, false, true});
+}
 TEST(attention_window_f32) {
   run<float>({1, 9, 10, 1, 20, 9, 9, true, true}, 1, true);
   run<float>({2, 6, 9, 2, 16, 4, 4, true, true});
