@@ -134,7 +134,8 @@ mod kernels {
     /// Not by way of `Build::debug`, which would pass -G and switch the optimiser off.
     fn build(flags: &[String]) -> cc::Build {
         let mut build = cc::Build::new();
-        build.cuda(true).cudart("static").debug(false).opt_level(3).warnings(false);
+        // the level is that of the launchers, the host's code; kernels are optimised whatever it is
+        build.cuda(true).cudart("static").debug(false).opt_level(1).warnings(false);
         // by default machine code with line information is not compressed, which is most of a program
         build.std("c++17").flag("-lineinfo").flag("-Xfatbin=-compress-all");
         for flag in flags {

@@ -58,9 +58,13 @@ inline unsigned grid_for(int64_t n, int64_t block) {
   return (unsigned)(want < 1 ? 1 : want < most ? want : most);
 }
 
-/// a / b for numbers that are seldom large.
+/// a / b for numbers that are seldom large: 32 bits are divided where that is enough, as nvcc does by itself.
 HOST_DEV int64_t divide(int64_t a, int64_t b) {
+#if defined(__CUDACC__)
+  return a / b;
+#else
   return ((uint64_t)a | (uint64_t)b) >> 32 ? a / b : (int64_t)((uint32_t)a / (uint32_t)b);
+#endif
 }
 
 /// Division of numbers below 2^31 by one that a launcher knows: a product and a shift in the place of some twenty
@@ -84,6 +88,16 @@ struct Divisor {
 #endif
   }
 };
+
+/// Goes `c` steps along dimension `d` of N tensors. For one tensor without a loop: one of a single turn, at the end of
+/// another that is ROLLED, makes nvcc forget that.
+template <int N> HOST_DEV void advance(const int64_t (&stride)[N][8], int d, int64_t c, int64_t (&offset)[N]) {
+  if constexpr (N == 1) {
+    offset[0] += c * stride[0][d];
+  } else {
+    UNROLL for (int k = 0; k < N; k++) offset[k] += c * stride[k][d];
+  }
+}
 
 /// Status of a launcher that was handed something it does not do (an invalid value, in CUDA's numbering).
 constexpr int32_t kInvalid = 1;

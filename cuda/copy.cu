@@ -1,4 +1,5 @@
 // Copies between strided views, with conversion; constants.
+#include <type_traits>
 #include "common/strided.cuh"
 #include "kernels.h"
 using namespace smalti;
@@ -130,7 +131,9 @@ extern "C" int32_t smalti_copy(const smalti_view* x, const smalti_view* y, void*
       return run_move<T>(s, x->ptr, y->ptr, stream);
     })
   }
-  DISPATCH_ALL(x->dtype, A, DISPATCH_ALL(y->dtype, B, return run_convert<A, B>(s, x, y, stream)))
+  DISPATCH_ALL(x->dtype, A, DISPATCH_ALL(y->dtype, B, {
+    if constexpr (!std::is_same_v<A, B>) return run_convert<A, B>(s, x, y, stream);
+  }))
   return kInvalid;
 }
 
@@ -147,9 +150,14 @@ extern "C" int32_t smalti_fill(double value, const smalti_view* y, void* stream)
   const Strided<1> s = strided<1>({y});
   if (s.count == 0) return 0;
   int rc = 0;
+  uint64_t bits = 0;
   DISPATCH_ALL(y->dtype, T, {
+    const T converted = To<T>::from(value);
+    __builtin_memcpy(&bits, &converted, sizeof(T));
+  })
+  DISPATCH_SIZE(y->dtype, T, {
     auto kernel = fill<T>;
-    LAUNCH_FLAT(rc, kernel, dim3(grid_for(s.count, 256)), dim3(256), stream, s, To<T>::from(value), (T*)y->ptr);
+    LAUNCH_FLAT(rc, kernel, dim3(grid_for(s.count, 256)), dim3(256), stream, s, (T)bits, (T*)y->ptr);
   })
   return rc;
 }

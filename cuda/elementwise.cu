@@ -153,8 +153,9 @@ template <class R> DEV bool compare(int f, R a, R b) {
 
 // ---- loops: f on flat memory in pieces of 16 bytes, or anywhere ----
 
-/// Elements of a piece.
-template <class T> HOST_DEV constexpr int pieces() { return sizeof(T) >= 16 ? 1 : (int)(16 / sizeof(T)); }
+/// Elements of a piece. Those of 8 bytes, which are seldom asked for, go one by one in either case: a piece of one is
+/// what has no kernel.
+template <class T> HOST_DEV constexpr int pieces() { return sizeof(T) == 8 ? 1 : (int)(16 / sizeof(T)); }
 
 template <class T, class F> __global__ void __launch_bounds__(256) flat1(int64_t n, const T* x, T* y, F f) {
   constexpr int N = pieces<T>();
@@ -200,26 +201,28 @@ template <class T, class F> int32_t map1(const smalti_view* x, const smalti_view
   const Strided<2> s = strided<2>({x, y});
   int rc = 0;
   if (s.count == 0) return 0;
-  if (s.flat() && aligned(x->ptr, 16) && aligned(y->ptr, 16)) {
-    auto kernel = flat1<T, F>;
-    LAUNCH_FLAT(rc, kernel, dim3(grid_for(s.count / pieces<T>(), 256)), dim3(256), stream, s.count, (const T*)x->ptr, (T*)y->ptr, f);
-  } else {
-    auto kernel = any1<T, F>;
-    LAUNCH_FLAT(rc, kernel, dim3(grid_for(s.count, 256)), dim3(256), stream, s, (const T*)x->ptr, (T*)y->ptr, f);
-  }
+  if constexpr (pieces<T>() > 1)
+    if (s.flat() && aligned(x->ptr, 16) && aligned(y->ptr, 16)) {
+      auto kernel = flat1<T, F>;
+      LAUNCH_FLAT(rc, kernel, dim3(grid_for(s.count / pieces<T>(), 256)), dim3(256), stream, s.count, (const T*)x->ptr, (T*)y->ptr, f);
+      return rc;
+    }
+  auto kernel = any1<T, F>;
+  LAUNCH_FLAT(rc, kernel, dim3(grid_for(s.count, 256)), dim3(256), stream, s, (const T*)x->ptr, (T*)y->ptr, f);
   return rc;
 }
 template <class A, class B, class F> int32_t map2(const smalti_view* x, const smalti_view* z, const smalti_view* y, F f, void* stream) {
   const Strided<3> s = strided<3>({x, z, y});
   int rc = 0;
   if (s.count == 0) return 0;
-  if (s.flat() && aligned(x->ptr, 16) && aligned(z->ptr, 16) && aligned(y->ptr, sizeof(Pack<B, pieces<A>()>))) {
-    auto kernel = flat2<A, B, F>;
-    LAUNCH_FLAT(rc, kernel, dim3(grid_for(s.count / pieces<A>(), 256)), dim3(256), stream, s.count, (const A*)x->ptr, (const A*)z->ptr, (B*)y->ptr, f);
-  } else {
-    auto kernel = any2<A, B, F>;
-    LAUNCH_FLAT(rc, kernel, dim3(grid_for(s.count, 256)), dim3(256), stream, s, (const A*)x->ptr, (const A*)z->ptr, (B*)y->ptr, f);
-  }
+  if constexpr (pieces<A>() > 1)
+    if (s.flat() && aligned(x->ptr, 16) && aligned(z->ptr, 16) && aligned(y->ptr, sizeof(Pack<B, pieces<A>()>))) {
+      auto kernel = flat2<A, B, F>;
+      LAUNCH_FLAT(rc, kernel, dim3(grid_for(s.count / pieces<A>(), 256)), dim3(256), stream, s.count, (const A*)x->ptr, (const A*)z->ptr, (B*)y->ptr, f);
+      return rc;
+    }
+  auto kernel = any2<A, B, F>;
+  LAUNCH_FLAT(rc, kernel, dim3(grid_for(s.count, 256)), dim3(256), stream, s, (const A*)x->ptr, (const A*)z->ptr, (B*)y->ptr, f);
   return rc;
 }
 

@@ -60,13 +60,13 @@ template <> DEV bool added(bool a, bool b) { return a || b; }
 struct Along { int64_t y, index, src, order, length; };
 
 /// A thread a line: its elements in order. Operands: y, index, src without the dimension.
-template <class T, class I, bool ADD>
+template <class T, bool ADD>
 __global__ void __launch_bounds__(kBlock)
     scatter_lines(T* __restrict__ y, const int64_t* __restrict__ index, const T* __restrict__ src, Walk<3> w, Along s) {
   const int64_t step = (int64_t)gridDim.x * blockDim.x;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < w.numel; i += step) {
     int64_t at[3];
-    offsets<I>(w, i, at);
+    offsets(w, i, at);
     for (int64_t j = 0; j < s.length; j++) {
       T* to = y + at[0] + index[at[1] + j * s.index] * s.y;
       const T v = src[at[2] + j * s.src];
@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kBlock)
 
 /// A thread an element of the sorted index: the first of equal ones adds all of them up, the last of them writes.
 /// Operands: y, index, src, order without the dimension; elements are numbered with the dimension slowest.
-template <class T, class I, bool ADD>
+template <class T, bool ADD>
 __global__ void __launch_bounds__(kBlock)
     scatter_sorted(T* __restrict__ y, const int64_t* __restrict__ index, const T* __restrict__ src,
                    const int64_t* __restrict__ order, Walk<4> w, Along s) {
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kBlock)
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < total; i += step) {
     const int64_t p = i / w.numel;
     int64_t at[4];
-    offsets<I>(w, i - p * w.numel, at);
+    offsets(w, i - p * w.numel, at);
     const int64_t *ids = index + at[1], *places = order + at[3];
     const T* from = src + at[2];
     const auto id_of = [&](int64_t q) { return ids[places[q * s.order] * s.index]; };
@@ -173,18 +173,14 @@ int32_t scatter(const smalti_view* y, int dim, const smalti_view* index, const s
   if (order) {
     const int64_t* strides[] = {without(y, dim, a), without(index, dim, b), without(src, dim, c), without(order, dim, e)};
     const Walk<4> w = make_walk<4>(index->rank, shape, strides);
-    DISPATCH_INDEX(w.numel, I, {
-      auto kernel = scatter_sorted<T, I, ADD>;
-      LAUNCH_FLAT(rc, kernel, dim3(grid_for(w.numel * s.length, kBlock)), dim3(kBlock), stream, to, ids, from,
-                  (const int64_t*)order->ptr, w, s);
-    })
+    auto kernel = scatter_sorted<T, ADD>;
+    LAUNCH_FLAT(rc, kernel, dim3(grid_for(w.numel * s.length, kBlock)), dim3(kBlock), stream, to, ids, from,
+                (const int64_t*)order->ptr, w, s);
   } else {
     const int64_t* strides[] = {without(y, dim, a), without(index, dim, b), without(src, dim, c)};
     const Walk<3> w = make_walk<3>(index->rank, shape, strides);
-    DISPATCH_INDEX(w.numel, I, {
-      auto kernel = scatter_lines<T, I, ADD>;
-      LAUNCH_FLAT(rc, kernel, dim3(grid_for(w.numel, kBlock)), dim3(kBlock), stream, to, ids, from, w, s);
-    })
+    auto kernel = scatter_lines<T, ADD>;
+    LAUNCH_FLAT(rc, kernel, dim3(grid_for(w.numel, kBlock)), dim3(kBlock), stream, to, ids, from, w, s);
   }
   return rc;
 }

@@ -15,13 +15,13 @@ template <class T> T from_bits(uint64_t bits) {
 }
 
 /// y = mask ? value : x; operands x, mask, y.
-template <class T, class I>
+template <class T>
 __global__ void __launch_bounds__(kBlock)
     fill_masked(const T* __restrict__ x, const bool* __restrict__ mask, Walk<3> w, T value, T* __restrict__ y) {
   const int64_t step = (int64_t)gridDim.x * blockDim.x;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < w.numel; i += step) {
     int64_t at[3];
-    offsets<I>(w, i, at);
+    offsets(w, i, at);
     y[at[2]] = mask[at[1]] ? value : x[at[0]];
   }
 }
@@ -158,11 +158,9 @@ extern "C" int32_t smalti_masked_fill(const smalti_view* x, const smalti_view* m
   int rc = 0;
   if (w.numel == 0) return 0;
   DISPATCH_SIZE(x->dtype, T, {
-    DISPATCH_INDEX(w.numel, I, {
-      auto kernel = fill_masked<T, I>;
-      LAUNCH_FLAT(rc, kernel, dim3(grid_for(w.numel, kBlock)), dim3(kBlock), stream, (const T*)x->ptr, (const bool*)mask->ptr, w,
-                  from_bits<T>(bits), (T*)y->ptr);
-    })
+    auto kernel = fill_masked<T>;
+    LAUNCH_FLAT(rc, kernel, dim3(grid_for(w.numel, kBlock)), dim3(kBlock), stream, (const T*)x->ptr, (const bool*)mask->ptr, w,
+                from_bits<T>(bits), (T*)y->ptr);
   })
   return rc;
 }

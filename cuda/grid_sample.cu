@@ -290,7 +290,7 @@ int forward(const smalti_view& x, const smalti_view& grid, const smalti_view& y,
 template <class T, int K> int forward(const smalti_view& x, const smalti_view& grid, const smalti_view& y, const Sampler& s, void* stream) {
   constexpr int V = kRowWidth<T>;
   if (count(y) == 0) return 0;
-  if constexpr (V > 1)
+  if constexpr (V > 1 && K == 2)  // bicubic sampling is seldom asked for: fewer kernels
     if (in_vectors(x, V, sizeof(T)) && in_vectors(y, V, sizeof(T))) return forward<T, K, V>(x, grid, y, s, true, stream);
   return forward<T, K, 1>(x, grid, y, s, channels_last(y), stream);
 }
@@ -304,13 +304,14 @@ int backward_grid(const smalti_view& x, const smalti_view& grid, const smalti_vi
   const auto images = image_of<const T>(x), grads = image_of<const T>(dy);
   const auto places = image_of<const Acc<T>>(grid);
   const auto to = image_of<Acc<T>>(dgrid);
-  if (channels_last(x)) {
-    auto kernel = sample_grad_grid<T, K, true>;
-    LAUNCH(rc, kernel, row_grid<32>(p.count), dim3(kImageBlock), 0, stream, images, places, grads, to, p, x.shape[1], s);
-  } else {
-    auto kernel = sample_grad_grid<T, K, false>;
-    LAUNCH_FLAT(rc, kernel, pixel_grid(p), dim3(kImageBlock), stream, images, places, grads, to, p, x.shape[1], s);
-  }
+  if constexpr (K == 2)
+    if (channels_last(x)) {
+      auto kernel = sample_grad_grid<T, K, true>;
+      LAUNCH(rc, kernel, row_grid<32>(p.count), dim3(kImageBlock), 0, stream, images, places, grads, to, p, x.shape[1], s);
+      return rc;
+    }
+  auto kernel = sample_grad_grid<T, K, false>;
+  LAUNCH_FLAT(rc, kernel, pixel_grid(p), dim3(kImageBlock), stream, images, places, grads, to, p, x.shape[1], s);
   return rc;
 }
 

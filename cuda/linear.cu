@@ -135,10 +135,13 @@ int32_t slabs(const T* x, const T* product, const T* bias, T* dz, T* db, Acc<T>*
   return rc;
 }
 
+/// Elements of an access; f64, which is seldom asked for, is read one by one.
+template <class T> constexpr int kPacked = sizeof(T) == 8 ? 1 : 16 / (int)sizeof(T);
+
 template <class T, bool GELU>
 int32_t backward(const smalti_view* x, const smalti_view* product, const smalti_view* bias, const smalti_view* dz,
                  const smalti_view* db, void* partial, void* stream) {
-  constexpr int V = 16 / sizeof(T);
+  constexpr int V = kPacked<T>;
   const int64_t rows = x->shape[0], columns = x->shape[1];
   if (columns == 0) return 0;
   const T *px = (const T*)x->ptr, *pp = GELU ? (const T*)product->ptr : nullptr, *pb = GELU ? (const T*)bias->ptr : nullptr;
@@ -148,7 +151,7 @@ int32_t backward(const smalti_view* x, const smalti_view* product, const smalti_
 }
 
 template <class T> int32_t forward(const smalti_view* product, const smalti_view* bias, const smalti_view* y, void* stream) {
-  constexpr int V = 16 / sizeof(T);
+  constexpr int V = kPacked<T>;
   const int64_t rows = y->shape[0], columns = y->shape[1];
   if (rows * columns == 0) return 0;
   const T *pp = (const T*)product->ptr, *pb = (const T*)bias->ptr;

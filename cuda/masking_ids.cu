@@ -1,6 +1,5 @@
 // Which patches a masked autoencoder keeps (He et al., CVPR 2022, section 3): a stable sort of noise by sample, in the
 // registers of one warp. What random_masking_ids of src/ops/masking.rs does on the CPU, bit for bit.
-#include <type_traits>
 #include "common/order.cuh"
 #include "common/philox.cuh"
 #include "common/walk.cuh"
@@ -8,59 +7,51 @@
 namespace smalti {
 namespace {
 
-/// Noise [N, L] as keys.
-template <class T, class P> struct FromNoise {
-  using Item = P;
-  const T* noise;
+/// What is sorted: noise [N, L] or, without it, words `4 * block + sample * L + i` of a stream: the order of
+/// Tensor::rand([N, L]), whose numbers are a word's upper 24 bits.
+struct Source {
+  const void* noise;
   int64_t step_n, step_l;
-  template <int R> DEV void fill(P (&v)[R], int64_t sample, int64_t len) const {
-    const int64_t first = (int64_t)(threadIdx.x & 31) * R;
-    UNROLL
-    for (int r = 0; r < R; r++) {
-      const int64_t at = first + r;
-      v[r] = at < len ? smalti::Item<P>::of(noise[sample * step_n + at * step_l], at, false) : smalti::Item<P>::last();
-    }
-  }
+  int32_t dtype;
+  uint64_t seed, stream, block;
 };
 
-/// Words `4 * block + sample * L + i` of a stream: the order of Tensor::rand([N, L]), whose numbers are a word's
-/// upper 24 bits.
-struct FromPhilox {
-  using Item = Narrow;
-  uint64_t seed, stream, block;
-  template <int R> DEV void fill(Narrow (&v)[R], int64_t sample, int64_t len) const {
-    const int64_t first = (int64_t)(threadIdx.x & 31) * R;
-    uint64_t current = ~0ull;
-    Words words{};
-    UNROLL
-    for (int r = 0; r < R; r++) {
-      const uint64_t at = (uint64_t)(sample * len + first + r), wanted = block + at / 4;
-      if (first + r >= len) {
-        v[r] = smalti::Item<Narrow>::last();
-        continue;
-      }
-      if (wanted != current) words = philox(seed, stream, current = wanted);
-      const uint32_t j = (uint32_t)at & 3;
-      const uint32_t word = j == 0 ? words.w[0] : j == 1 ? words.w[1] : j == 2 ? words.w[2] : words.w[3];
-      v[r] = (Narrow)(word >> 8) << 32 | (uint32_t)(first + r);
-    }
+template <class P> DEV void write_keys(const Source& s, int64_t sample, int64_t len, int room, P* items) {
+  if (s.noise) {
+    write_items(s.noise, s.dtype, sample * s.step_n, s.step_l, len, 0, false, room, items);
+    return;
   }
-};
+  if constexpr (sizeof(P) == sizeof(Narrow)) {
+    const int lane = threadIdx.x & 31;
+    const int64_t from = sample * len, end = from + len;
+    ROLLED for (int64_t quad = from / 4 + lane; quad * 4 < end; quad += 32) {
+      const Words words = philox(s.seed, s.stream, s.block + (uint64_t)quad);
+      UNROLL
+      for (int j = 0; j < 4; j++) {
+        const int64_t i = quad * 4 + j - from;
+        if (i >= 0 && i < len) items[i] = (Narrow)(words.w[j] >> 8) << 32 | (uint32_t)i;
+      }
+    }
+    for (int i = (int)len + lane; i < room; i += 32) items[i] = Item<P>::last();
+  }
+}
 
 constexpr int kIdsBlock = 128;
 
 /// One warp a sample. The permutation and its inverse are put together in shared memory, so that the results are
 /// written in whole lines.
-template <int R, class Source>
+template <int R, class P>
 __global__ void __launch_bounds__(kIdsBlock) masking_ids(Source source, int64_t n, int len, int64_t keep,
                                                          int64_t* ids_keep, int64_t* ids_restore, float* mask) {
   DYN_SMEM(raw);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-  uint16_t* shuffle = (uint16_t*)raw + warp * 64 * R;
+  auto* items = (P*)raw + warp * 32 * R;
+  uint16_t* shuffle = (uint16_t*)items;
   uint16_t* restore = shuffle + 32 * R;
   for (int64_t sample = (int64_t)blockIdx.x * warps + warp; sample < n; sample += (int64_t)gridDim.x * warps) {
-    typename Source::Item v[R];
-    source.fill(v, sample, len);
+    P v[R];
+    write_keys(source, sample, len, 32 * R, items);
+    take_items(items, v);
     warp_sort(v);
     UNROLL
     for (int r = 0; r < R; r++) {
@@ -80,14 +71,14 @@ __global__ void __launch_bounds__(kIdsBlock) masking_ids(Source source, int64_t 
   }
 }
 
-template <class Source>
-int32_t launch_ids(Source source, int64_t n, int64_t len, int64_t keep, int64_t* ids_keep, int64_t* ids_restore,
+template <class P>
+int32_t launch_ids(const Source& source, int64_t n, int64_t len, int64_t keep, int64_t* ids_keep, int64_t* ids_restore,
                    float* mask, void* stream) {
   int rc = 0;
   const int warps = kIdsBlock / 32;
   DISPATCH_LANES(len, R, {
-    auto kernel = masking_ids<R, Source>;
-    LAUNCH(rc, kernel, dim3(grid_for(n, warps)), dim3(kIdsBlock), warps * 64 * R * sizeof(uint16_t), stream, source, n,
+    auto kernel = masking_ids<R, P>;
+    LAUNCH(rc, kernel, dim3(grid_for(n, warps)), dim3(kIdsBlock), warps * 32 * R * sizeof(P), stream, source, n,
            (int)len, keep, ids_keep, ids_restore, mask);
   })
   return rc;
@@ -149,13 +140,10 @@ extern "C" int32_t smalti_masking_ids(const smalti_view* noise, const smalti_vie
   if (n == 0 || len == 0) return 0;
   int64_t *k = (int64_t*)ids_keep->ptr, *r = (int64_t*)ids_restore->ptr;
   float* m = (float*)mask->ptr;
-  int rc = 0;
-  DISPATCH_FLOAT(noise->dtype, T, {
-    using P = std::conditional_t<sizeof(T) == 8, Wide, Narrow>;
-    const FromNoise<T, P> source{(const T*)noise->ptr, noise->stride[0], noise->stride[1]};
-    rc = launch_ids(source, n, len, keep, k, r, m, stream);
-  })
-  return rc;
+  if (noise->dtype < 0 || noise->dtype > SMALTI_F64) return kInvalid;
+  const Source source{noise->ptr, noise->stride[0], noise->stride[1], noise->dtype, 0, 0, 0};
+  return noise->dtype == SMALTI_F64 ? launch_ids<Wide>(source, n, len, keep, k, r, m, stream)
+                                    : launch_ids<Narrow>(source, n, len, keep, k, r, m, stream);
 }
 
 extern "C" int32_t smalti_masking_random(uint64_t seed, uint64_t philox_stream, uint64_t block,
@@ -165,8 +153,9 @@ extern "C" int32_t smalti_masking_random(uint64_t seed, uint64_t philox_stream, 
   const int64_t n = mask->shape[0], len = mask->shape[1];
   if (len > kWarpSort) return kInvalid;
   if (n == 0 || len == 0) return 0;
-  return launch_ids(FromPhilox{seed, philox_stream, block}, n, len, ids_keep->shape[1], (int64_t*)ids_keep->ptr,
-                    (int64_t*)ids_restore->ptr, (float*)mask->ptr, stream);
+  const Source source{nullptr, 0, 0, 0, seed, philox_stream, block};
+  return launch_ids<Narrow>(source, n, len, ids_keep->shape[1], (int64_t*)ids_keep->ptr, (int64_t*)ids_restore->ptr,
+                            (float*)mask->ptr, stream);
 }
 
 extern "C" int32_t smalti_masking_invert(const smalti_view* shuffle, const smalti_view* ids_keep,

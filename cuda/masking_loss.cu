@@ -62,14 +62,14 @@ DEV void moments(const Target<A, In>& target, const A (&t)[kKept], int width, A 
     UNROLL
     for (int r = 0; r < kKept; r++) if (lane + 32 * r < width) sum += t[r] - first;
   } else {
-    for (int j = lane; j < width; j += 32) sum += target.at(j) - first;
+    ROLLED for (int j = lane; j < width; j += 32) sum += target.at(j) - first;
   }
   mean = first + warp_sum(sum) / (A)width;
   if constexpr (KEPT) {
     UNROLL
     for (int r = 0; r < kKept; r++) if (lane + 32 * r < width) squares += (t[r] - mean) * (t[r] - mean);
   } else {
-    for (int j = lane; j < width; j += 32) {
+    ROLLED for (int j = lane; j < width; j += 32) {
       const A d = target.at(j) - mean;
       squares += d * d;
     }
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kBlock)
   using A = Acc<T>;
   DYN_SMEM(raw);
   int64_t* offset = (int64_t*)raw;  // of a patch's values in (row, column, channel) order
-  for (int j = threadIdx.x; j < s.width; j += blockDim.x) {
+  ROLLED for (int j = threadIdx.x; j < s.width; j += blockDim.x) {
     const int pixel = j / s.c, y = pixel / s.p;
     offset[j] = (j - pixel * s.c) * s.step_c + y * s.step_y + (pixel - y * s.p) * s.step_x;
   }
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(kBlock)
     const double weight = (double)mask[at];
     T* to = grad ? grad + at * s.width : nullptr;
     if (weight == 0) {
-      for (int j = lane; j < s.width && to; j += 32) to[j] = narrow<T>((A)0);
+      ROLLED for (int j = lane; j < s.width && to; j += 32) to[j] = narrow<T>((A)0);
       if (lane == 0) each[at] = 0;
       continue;
     }
@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kBlock)
       UNROLL
       for (int r = 0; r < kKept; r++) if (lane + 32 * r < s.width) value(lane + 32 * r, t[r]);
     } else {
-      for (int j = lane; j < s.width; j += 32) value(j, target.at(j));
+      ROLLED for (int j = lane; j < s.width; j += 32) value(j, target.at(j));
     }
     sum = warp_sum(sum);
     if (lane == 0) each[at] = (double)sum * weight;

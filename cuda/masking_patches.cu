@@ -18,13 +18,21 @@ struct Grid {
   int columns, p, c, width;                // width = p * p * c
 };
 
-/// y = x * scale[channel] + shift[channel], in the accumulation type.
-template <class A> struct Affine { A scale[kChannels], shift[kChannels]; };
+/// y = x * scale[channel] + shift[channel], in the accumulation type, or, not `on`, y = x.
+template <class A> struct Affine {
+  A scale[kChannels], shift[kChannels];
+  bool on;
+};
 
-template <class In, class Out, bool AFFINE> DEV Out convert(In v, const Affine<Acc<Out>>& affine, int channel) {
-  if constexpr (AFFINE) return narrow<Out>((Acc<Out>)widen(v) * affine.scale[channel] + affine.shift[channel]);
-  else if constexpr (std::is_same_v<In, Out>) return v;
-  else return narrow<Out>((Acc<Out>)widen(v));
+/// Unsigned results are moved; signed ones of the type that is read are asked for with a scale alone.
+template <class In, class Out> DEV Out convert(In v, const Affine<Acc<Out>>& affine, int channel) {
+  if constexpr (std::is_unsigned_v<Out>) {
+    return v;
+  } else {
+    const Acc<Out> x = (Acc<Out>)widen(v);
+    if constexpr (std::is_same_v<In, Out>) return narrow<Out>(x * affine.scale[channel] + affine.shift[channel]);
+    else return narrow<Out>(affine.on ? x * affine.scale[channel] + affine.shift[channel] : x);
+  }
 }
 
 /// Offset of the first pixel of patch number `at` of the result.
@@ -36,7 +44,7 @@ DEV int64_t corner(const Grid& g, const int64_t* ids, int64_t at) {
 
 /// Patches whose memory is runs of `run` elements in the result's order. Like the next two, a warp a patch: the
 /// divisions of 64 bits that find its corner are few. V elements a lane.
-template <class In, class Out, int V, bool LAST, bool AFFINE>
+template <class In, class Out, int V, bool LAST>
 __global__ void __launch_bounds__(kBlock)
     patch_runs(const In* __restrict__ x, const int64_t* __restrict__ ids, Grid g, int64_t rows,
                const __grid_constant__ Affine<Acc<Out>> affine, Out* __restrict__ y) {
@@ -56,7 +64,7 @@ __global__ void __launch_bounds__(kBlock)
         const Vec<In, H> v = load_vec<H>(from + h);
         UNROLL
         for (int j = 0; j < H; j++)
-          out[h + j] = convert<In, Out, AFFINE>(v.v[j], affine, LAST ? (channel + h + j) % g.c : channel);
+          out[h + j] = convert<In, Out>(v.v[j], affine, LAST ? (channel + h + j) % g.c : channel);
       }
       UNROLL
       for (int w = 0; w < V; w += W) {
@@ -70,7 +78,7 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 /// Channels last from three planes: four pixels a lane, 12 elements of the result.
-template <class In, class Out, bool AFFINE>
+template <class In, class Out>
 __global__ void __launch_bounds__(kBlock)
     patch_weave(const In* __restrict__ x, const int64_t* __restrict__ ids, Grid g, int64_t rows,
                 const __grid_constant__ Affine<Acc<Out>> affine, Out* __restrict__ y) {
@@ -87,7 +95,7 @@ __global__ void __launch_bounds__(kBlock)
       for (int c = 0; c < 3; c++) {
         const Vec<In, 4> v = load_vec<4>(patch + row * g.step_y + column + c * g.step_c);
         UNROLL
-        for (int j = 0; j < 4; j++) out[3 * j + c] = convert<In, Out, AFFINE>(v.v[j], affine, c);
+        for (int j = 0; j < 4; j++) out[3 * j + c] = convert<In, Out>(v.v[j], affine, c);
       }
       UNROLL
       for (int w = 0; w < 3; w++) {
@@ -100,7 +108,7 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-template <class In, class Out, bool AFFINE>
+template <class In, class Out>
 __global__ void __launch_bounds__(kBlock)
     patch_any(const In* __restrict__ x, const int64_t* __restrict__ ids, Grid g, bool last, int64_t rows,
               const __grid_constant__ Affine<Acc<Out>> affine, Out* __restrict__ y) {
@@ -112,7 +120,7 @@ __global__ void __launch_bounds__(kBlock)
     Out* to = y + at * g.width;
     ROLLED for (int i = lane; i < parts; i += 32) {
       const int c = last ? i % g.c : i / area, pixel = last ? i / g.c : i % area, line = pixel / g.p;
-      to[i] = convert<In, Out, AFFINE>(patch[c * g.step_c + line * g.step_y + (pixel - line * g.p) * g.step_x], affine, c);
+      to[i] = convert<In, Out>(patch[c * g.step_c + line * g.step_y + (pixel - line * g.p) * g.step_x], affine, c);
     }
   }
 }
@@ -141,7 +149,7 @@ bool reads_whole(const smalti_view* x, int64_t elements, int size) {
          x->stride[2] % elements == 0;
 }
 
-template <class In, class Out, bool AFFINE>
+template <class In, class Out>
 int32_t patches(const smalti_view* x, const smalti_view* ids, const Grid& g, bool last, const Affine<Acc<Out>>& affine,
                 const smalti_view* y, void* stream) {
   int rc = 0;
@@ -157,22 +165,25 @@ int32_t patches(const smalti_view* x, const smalti_view* ids, const Grid& g, boo
   // in memory order of pixels every step of the grid is a whole vector where rows and columns are
   const bool whole = run % V == 0 && aligned_to(y->ptr, 16) && aligned_to(x->ptr, most * sizeof(In)) &&
                      g.step_n % most == 0 && g.step_y % most == 0 && (g.p * g.step_x) % most == 0;
-  if (last && interleaved && whole) {
-    auto kernel = patch_runs<In, Out, V, true, AFFINE>;
-    LAUNCH_FLAT(rc, kernel, grid, dim3(kBlock), stream, from, id, g, rows, affine, to);
-  } else if (!last && g.step_x == 1 && whole && g.step_c % most == 0) {
-    auto kernel = patch_runs<In, Out, V, false, AFFINE>;
-    LAUNCH_FLAT(rc, kernel, grid, dim3(kBlock), stream, from, id, g, rows, affine, to);
-  } else if (last && g.step_x == 1 && g.c == 3 && g.p % 4 == 0 && sizeof(In) <= 4 && sizeof(Out) <= 4 &&
-             aligned_to(y->ptr, 16) && reads_whole(x, 4, sizeof(In))) {
-    if constexpr (sizeof(In) <= 4 && sizeof(Out) <= 4) {
-      auto kernel = patch_weave<In, Out, AFFINE>;
+  if constexpr (sizeof(In) < 8) {  // those of 8 bytes are seldom asked for: they have one kernel
+    if (last && interleaved && whole) {
+      auto kernel = patch_runs<In, Out, V, true>;
       LAUNCH_FLAT(rc, kernel, grid, dim3(kBlock), stream, from, id, g, rows, affine, to);
+      return rc;
     }
-  } else {
-    auto kernel = patch_any<In, Out, AFFINE>;
-    LAUNCH_FLAT(rc, kernel, grid, dim3(kBlock), stream, from, id, g, last, rows, affine, to);
+    if (!last && g.step_x == 1 && whole && g.step_c % most == 0) {
+      auto kernel = patch_runs<In, Out, V, false>;
+      LAUNCH_FLAT(rc, kernel, grid, dim3(kBlock), stream, from, id, g, rows, affine, to);
+      return rc;
+    }
+    if (last && g.step_x == 1 && g.c == 3 && g.p % 4 == 0 && aligned_to(y->ptr, 16) && reads_whole(x, 4, sizeof(In))) {
+      auto kernel = patch_weave<In, Out>;
+      LAUNCH_FLAT(rc, kernel, grid, dim3(kBlock), stream, from, id, g, rows, affine, to);
+      return rc;
+    }
   }
+  auto kernel = patch_any<In, Out>;
+  LAUNCH_FLAT(rc, kernel, grid, dim3(kBlock), stream, from, id, g, last, rows, affine, to);
   return rc;
 }
 
@@ -180,13 +191,12 @@ template <class In, class Out>
 int32_t patches_affine(const smalti_view* x, const smalti_view* ids, const Grid& g, bool last, const double* scale,
                        const double* shift, const smalti_view* y, void* stream) {
   Affine<Acc<Out>> affine{};
+  affine.on = scale != nullptr;
   for (int c = 0; c < g.c && scale; c++) {
     affine.scale[c] = (Acc<Out>)scale[c];
     affine.shift[c] = (Acc<Out>)shift[c];
   }
-  if constexpr (!std::is_unsigned_v<Out>)
-    if (scale) return patches<In, Out, true>(x, ids, g, last, affine, y, stream);
-  return patches<In, Out, false>(x, ids, g, last, affine, y, stream);
+  return patches<In, Out>(x, ids, g, last, affine, y, stream);
 }
 
 /// Sizes of images [N, C, H, W] in patches; false if they are not made of them.

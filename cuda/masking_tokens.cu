@@ -247,9 +247,9 @@ Rows rows_of(const smalti_view* x, int64_t k) { return {x->shape[0], k, x->shape
 
 using namespace smalti;
 
-// Vectors where they fit, single elements elsewhere.
+// Vectors where they fit, single elements elsewhere, and for f64, which is seldom asked for.
 #define DISPATCH_VEC(wide, T, V, ...)                                                                        \
-  if (wide) { constexpr int V = kVec<T>; __VA_ARGS__; } else { constexpr int V = 1; __VA_ARGS__; }
+  if (wide) { constexpr int V = sizeof(T) == 8 ? 1 : kVec<T>; __VA_ARGS__; } else { constexpr int V = 1; __VA_ARGS__; }
 
 extern "C" int32_t smalti_gather_tokens(const smalti_view* x, const smalti_view* pos, const smalti_view* ids,
                                         const smalti_view* y, void* stream) {

@@ -133,7 +133,7 @@ __global__ void __launch_bounds__(kImageBlock)
     A sum[V];
     UNROLL for (int j = 0; j < V; j++) sum[j] = 0;
     for (int64_t ky = 0; ky < rows.count; ky++)
-      for (int64_t kx = 0; kx < columns.count; kx++) {
+      ROLLED for (int64_t kx = 0; kx < columns.count; kx++) {
         int32_t where[V];
         fetch<int32_t, V>(places + ky * at.h + kx * at.w, where);
         bool any = false;
@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(kImageBlock) avg_pool_backward(Image<const T> 
     A sum[V];
     UNROLL for (int j = 0; j < V; j++) sum[j] = 0;
     for (int64_t y = rows.first; y < rows.first + rows.count; y++)
-      for (int64_t x = columns.first; x < columns.first + columns.count; x++) {
+      ROLLED for (int64_t x = columns.first; x < columns.first + columns.count; x++) {
         const A share = A(1) / pool.weight<A>(y, x);
         A g[V];
         fetch_wide<T, V>(dy.at(o.n, o.c * V, y, x), g);
@@ -190,7 +190,7 @@ __global__ void __launch_bounds__(kImageBlock) pool_wide(Image<const T> x, Image
     const T* from = x.at(o.n, o.c, rows.first, columns.first);
     Best<A> best{-infinity<A>(), INT32_MAX};
     A sum = 0;
-    for (int64_t k = lane; k < rows.count * columns.count; k += 32) {
+    ROLLED for (int64_t k = lane; k < rows.count * columns.count; k += 32) {
       const int64_t ky = divide(k, columns.count) * down, kx = (k - divide(k, columns.count) * columns.count) * across;
       const A v = widen(from[ky * x.h + kx * x.w]);
       if (at.p) best.take({v, (int32_t)((rows.first + ky) * width + columns.first + kx)});

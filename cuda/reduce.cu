@@ -18,23 +18,10 @@ template <class T, class O> struct Sum : OverOne<T, O>, OneByOne<Sum<T, O>> {
   double divisor;
   DEV A start() const { return 0; }
   template <class C> DEV void take(A& a, A v, int64_t, const C&) const { a = join(a, v); }
-  DEV float join(float a, float b) const { return a + b; }
-  DEV double join(double a, double b) const { return a + b; }
-  DEV int64_t join(int64_t a, int64_t b) const { return (int64_t)((uint64_t)a + (uint64_t)b); }  // wraps
+  DEV A join(A a, A b) const { return a + b; }
   DEV float over(float a) const { return a / (float)divisor; }
-  DEV double over(double a) const { return a / divisor; }
   DEV int64_t over(int64_t a) const { return a; }
   DEV void finish(A a, int64_t off, int64_t) const { this->put(off, over(a)); }
-};
-
-template <class T, class O> struct Product : OverOne<T, O>, OneByOne<Product<T, O>> {
-  using A = Num<T>;
-  DEV A start() const { return 1; }
-  template <class C> DEV void take(A& a, A v, int64_t, const C&) const { a = join(a, v); }
-  DEV float join(float a, float b) const { return a * b; }
-  DEV double join(double a, double b) const { return a * b; }
-  DEV int64_t join(int64_t a, int64_t b) const { return (int64_t)((uint64_t)a * (uint64_t)b); }  // wraps
-  DEV void finish(A a, int64_t off, int64_t) const { this->put(off, a); }
 };
 
 DEV bool is_nan(float v) { return v != v; }
@@ -44,17 +31,7 @@ DEV float limit(float, bool largest) { return largest ? -infinity<float>() : inf
 DEV double limit(double, bool largest) { return largest ? -infinity<double>() : infinity<double>(); }
 DEV int64_t limit(int64_t, bool largest) { return largest ? INT64_MIN : INT64_MAX; }
 
-/// The largest or smallest element.
-template <class T> struct Extreme : OverOne<T, T>, OneByOne<Extreme<T>> {
-  using A = Num<T>;
-  bool largest;
-  DEV A start() const { return limit(A(0), largest); }
-  DEV A join(A a, A b) const { return is_nan(a) || (largest ? a > b : a < b) ? a : b; }
-  template <class C> DEV void take(A& a, A v, int64_t, const C&) const { a = join(a, v); }
-  DEV void finish(A a, int64_t off, int64_t) const { this->put(off, a); }
-};
-
-/// The same with its position: the first of equal ones, and NaN before all.
+/// The largest or smallest element with its position: the first of equal ones, and NaN before all.
 template <class T> struct Where : OverOne<T, T>, OneByOne<Where<T>> {
   struct A { int64_t at; Num<T> value; };
   int64_t* index;
@@ -73,26 +50,42 @@ template <class T> struct Where : OverOne<T, T>, OneByOne<Where<T>> {
   }
 };
 
-/// Norm of any order. `kind`: 2 squares, 1 plain, 0 count, 3 largest, -3 smallest, 4 powers.
-template <class T> struct Norm : OverOne<T, T>, OneByOne<Norm<T>> {
+enum { kSum, kProduct, kLargest, kSmallest, kSquares, kCount, kPowers };
+/// Every fold of one number that is seldom asked for: the function is a run-time number, as in elementwise.cu. `norm`:
+/// of absolute values.
+template <class T> struct Plain : OverOne<T, T>, OneByOne<Plain<T>> {
   using A = Num<T>;
   A order;
+  double divisor;
   int32_t kind;
-  DEV A start() const { return kind == -3 ? infinity<A>() : A(0); }
+  bool norm;
+  DEV A start() const {
+    if (kind == kLargest) return norm ? A(0) : limit(A(0), true);
+    return kind == kSmallest ? limit(A(0), false) : A(kind == kProduct);
+  }
   DEV A join(A a, A b) const {
-    if (kind == 3) return is_nan(a) || a > b ? a : b;
-    if (kind == -3) return is_nan(a) || a < b ? a : b;
-    return a + b;
+    if (kind == kLargest) return is_nan(a) || a > b ? a : b;
+    if (kind == kSmallest) return is_nan(a) || a < b ? a : b;
+    if constexpr (std::is_same<A, int64_t>::value)  // wraps
+      return (A)(kind == kProduct ? (uint64_t)a * (uint64_t)b : (uint64_t)a + (uint64_t)b);
+    else
+      return kind == kProduct ? a * b : a + b;
   }
   template <class C> DEV void take(A& a, A v, int64_t, const C&) const {
-    A term = abs_of(v);
-    if (kind == 2) term = v * v;
-    else if (kind == 0 && !is_nan(v)) term = v != A(0) ? A(1) : A(0);
-    else if (kind == 4) term = pow_of(term, order);
-    a = join(a, term);
+    if constexpr (!std::is_same<A, int64_t>::value) {
+      if (kind == kSquares) v = v * v;
+      else if (kind == kCount) v = is_nan(v) ? v : v != A(0) ? A(1) : A(0);
+      else if (norm) v = kind == kPowers ? pow_of(abs_of(v), order) : abs_of(v);
+    }
+    a = join(a, v);
   }
   DEV void finish(A a, int64_t off, int64_t) const {
-    this->put(off, kind == 2 ? sqrt_of(a) : kind == 4 ? pow_of(a, A(1) / order) : a);
+    if constexpr (!std::is_same<A, int64_t>::value) {
+      if (kind == kSquares) a = sqrt_of(a);
+      else if (kind == kPowers) a = pow_of(a, A(1) / order);
+      else if (kind == kSum && !norm) a = a / (A)divisor;
+    }
+    this->put(off, a);
   }
 };
 
@@ -168,14 +161,16 @@ struct Request {
   void *workspace, *stream;
   int64_t* size;
 
-  template <class T, class F> int run(const F& f) const {
+  /// By accesses of W elements.
+  template <int W, class F> int run(const F& f) const {
     FoldPlan plan;
-    if (!plan_fold(*x, *y, kFoldWidth<T>, plan)) return kInvalid;
+    if (!plan_fold(*x, *y, W, plan)) return kInvalid;
     if (size) {
-      *size = fold_workspace<F>(plan);
+      const int64_t bytes = fold_workspace<F>(plan);
+      *size = bytes > *size ? bytes : *size;
       return 0;
     }
-    return launch_fold<kFoldWidth<T>>(f, plan, workspace, stream);
+    return launch_fold<W>(f, plan, workspace, stream);
   }
   template <class F> F start() const {
     F f{};
@@ -191,39 +186,42 @@ struct Request {
       if (y->shape[d] > 1 && y->stride[d] != extra->stride[d]) return false;
     return true;
   }
-  template <class T> int sum() const {
-    using O = std::conditional_t<std::is_same<Num<T>, int64_t>::value, int64_t, T>;
+  template <class T, class O> int sum() const {
     auto f = start<Sum<T, O>>();
     f.divisor = parameter;
-    return run<T>(f);
+    return run<sizeof(T) == 1 ? 1 : kFoldWidth<T>>(f);
   }
-  template <class T> int product() const {
-    using O = std::conditional_t<std::is_same<Num<T>, int64_t>::value, int64_t, T>;
-    return run<T>(start<Product<T, O>>());
+  template <class T> int plain(int32_t kind, bool norm = false) const {
+    auto f = start<Plain<T>>();
+    f.order = (Num<T>)parameter;
+    f.divisor = parameter;
+    f.kind = kind;
+    f.norm = norm;
+    return run<kFoldWidth<T>>(f);
   }
   template <class T> int extreme() const {
-    if (!extra && !size) {
-      auto f = start<Extreme<T>>();
-      f.largest = op == SMALTI_MAX;
-      return run<T>(f);
+    // whether positions are wanted is not known when room is asked for
+    if (!extra || size) {
+      const int rc = plain<T>(op == SMALTI_MAX ? kLargest : kSmallest);
+      if (rc || !size) return rc;
     }
     auto f = start<Where<T>>();
     f.largest = op == SMALTI_MAX;
     f.index = extra ? (int64_t*)extra->ptr : nullptr;
-    return run<T>(f);
+    return run<1>(f);
   }
   template <class T> int norm() const {
-    auto f = start<Norm<T>>();
-    f.order = (Num<T>)parameter;
-    f.kind = parameter == 2 ? 2 : parameter == 1 ? 1 : parameter == 0 ? 0 : std::isinf(parameter) ? (parameter > 0 ? 3 : -3) : 4;
-    return run<T>(f);
+    const bool infinite = std::isinf(parameter);
+    const int32_t kind = infinite ? (parameter > 0 ? kLargest : kSmallest)
+                                  : parameter == 2 ? kSquares : parameter == 1 ? kSum : parameter == 0 ? kCount : kPowers;
+    return plain<T>(kind, true);
   }
   template <class T> int variance() const {
     auto f = start<Variance<T>>();
     f.mean = extra ? (Num<T>*)extra->ptr : nullptr;
     f.divisor = (Num<T>)parameter;
     f.root = op == SMALTI_STD;
-    return run<T>(f);
+    return run<kFoldWidth<T>>(f);
   }
 
   int dispatch() const {
@@ -234,20 +232,25 @@ struct Request {
     // Each dtype is some kernels: those that nothing asks for are left out.
     switch (op) {
       case SMALTI_SUM:
-        if (x->dtype == SMALTI_BOOL) return sum<bool>();
-        if (x->dtype == SMALTI_I64) return sum<int64_t>();
-        DISPATCH_FLOAT(x->dtype, T, return sum<T>());
+        switch (x->dtype) {
+          case SMALTI_F32: return sum<float, float>();
+          case SMALTI_BF16: return sum<bf16, bf16>();
+          case SMALTI_F16: return sum<f16, f16>();
+          case SMALTI_F64: return plain<double>(kSum);
+          case SMALTI_BOOL: return sum<bool, int64_t>();
+          case SMALTI_I64: return plain<int64_t>(kSum);
+        }
         break;
       case SMALTI_PROD:
-        if (x->dtype == SMALTI_I64) return product<int64_t>();
-        DISPATCH_REAL(x->dtype, T, return product<T>());
+        if (x->dtype == SMALTI_I64) return plain<int64_t>(kProduct);
+        DISPATCH_REAL(x->dtype, T, return plain<T>(kProduct));
         break;
       case SMALTI_MAX: case SMALTI_MIN:
         if (x->dtype == SMALTI_I64) return extreme<int64_t>();
         DISPATCH_REAL(x->dtype, T, return extreme<T>());
         break;
       case SMALTI_NORM: DISPATCH_REAL(x->dtype, T, return norm<T>()); break;
-      case SMALTI_LOGSUMEXP: DISPATCH_REAL(x->dtype, T, return run<T>(start<LogSumExp<T>>())); break;
+      case SMALTI_LOGSUMEXP: DISPATCH_REAL(x->dtype, T, return run<kFoldWidth<T>>(start<LogSumExp<T>>())); break;
       case SMALTI_VAR: case SMALTI_STD: DISPATCH_FLOAT(x->dtype, T, return variance<T>()); break;
     }
     return kInvalid;

@@ -341,7 +341,7 @@ extern "C" int32_t smalti_roi_align_forward(const smalti_view* x, const smalti_v
   if (count(*y) == 0) return 0;
   if (p.size[0] == 0 || p.size[1] == 0) return kInvalid;
   DISPATCH_FLOAT(x->dtype, T, {
-    constexpr int V = kWidth<T>;
+    constexpr int V = kRowWidth<T>;
     return in_packs(*x, V) && in_packs(*y, V) ? bins<T, V>(*x, *boxes, *y, p, stream) : bins<T, 1>(*x, *boxes, *y, p, stream);
   })
   return 0;
@@ -355,7 +355,7 @@ extern "C" int32_t smalti_roi_align_backward(const smalti_view* dy, const smalti
   if (!problem(*dx, boxes, *dy, scale, samples, aligned, p)) return kInvalid;
   if (count(*dx) == 0) return 0;
   DISPATCH_FLOAT(dx->dtype, T, {
-    constexpr int V = kWidth<T>;
+    constexpr int V = kRowWidth<T>;
     return in_packs(*dy, V) && in_packs(*dx, V) ? tiles<T, V>(*dy, *boxes, *dx, p, workspace, stream)
                                                   : tiles<T, 1>(*dy, *boxes, *dx, p, workspace, stream);
   })

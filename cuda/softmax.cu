@@ -78,14 +78,14 @@ template <class T, int V> __global__ void __launch_bounds__(kStream) softmax_lon
     int64_t off[2];
     p.at.at(row, off);
     auto state = Online<A>::none();
-    for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
+    ROLLED for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
       A v[V];
       load<T, V>(x + off[0] + i, v);
       UNROLL for (int j = 0; j < V; j++) state.take(v[j]);
     }
     state = block_online(state, scratch);
     const A scale = log ? log_of(state.sum) : A(1) / state.sum;
-    for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
+    ROLLED for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
       A v[V];
       load<T, V>(x + off[0] + i, v);
       UNROLL for (int j = 0; j < V; j++) {
@@ -154,13 +154,13 @@ __global__ void __launch_bounds__(kStream) softmax_long_rows_backward(const T* y
     int64_t off[3];
     p.at.at(row, off);
     A sum = 0, v[V], g[V];
-    for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
+    ROLLED for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
       load<T, V>(y + off[0] + i, v);
       load<T, V>(dy + off[1] + i, g);
       UNROLL for (int j = 0; j < V; j++) sum += share(v[j], g[j], log);
     }
     sum = block_sum(sum, scratch);
-    for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
+    ROLLED for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
       load<T, V>(y + off[0] + i, v);
       load<T, V>(dy + off[1] + i, g);
       UNROLL for (int j = 0; j < V; j++) v[j] = slope(v[j], g[j], sum, log);

@@ -5,7 +5,6 @@
 // registers. Longer ones are cut into such runs, which are then merged pairwise: a block makes 1024 elements of a
 // result, whose inputs it finds by a search along the diagonal of the merge (Green, McColl, Bader, "GPU merge path",
 // ICS 2012). For top-k no run keeps more than k elements, so that the work shrinks with each level.
-#include <type_traits>
 #include "common/order.cuh"
 #include "common/walk.cuh"
 
@@ -15,18 +14,17 @@ namespace {
 constexpr int kBlock = 128, kEach = 8, kTile = kBlock * kEach;
 
 /// One warp a line of at most 32 * R elements.
-template <class T, class P, int R>
-__global__ void __launch_bounds__(kBlock) sort_lines(const T* x, int64_t lines, int n, int64_t k, bool flip, int64_t* index) {
+template <class P, int R>
+__global__ void __launch_bounds__(kBlock)
+    sort_lines(const void* x, int32_t dtype, int64_t lines, int n, int64_t k, bool flip, int64_t* index) {
   DYN_SMEM(raw);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
-  uint16_t* order = (uint16_t*)raw + warp * 32 * R;
+  P* items = (P*)raw + warp * 32 * R;
+  uint16_t* order = (uint16_t*)items;
   for (int64_t line = (int64_t)blockIdx.x * warps + warp; line < lines; line += (int64_t)gridDim.x * warps) {
     P v[R];
-    UNROLL
-    for (int r = 0; r < R; r++) {
-      const int at = lane * R + r;
-      v[r] = at < n ? Item<P>::of(x[line * n + at], at, flip) : Item<P>::last();
-    }
+    write_items(x, dtype, line * n, 1, n, 0, flip, 32 * R, items);
+    take_items(items, v);
     warp_sort(v);
     UNROLL
     for (int r = 0; r < R; r++) order[lane * R + r] = (uint16_t)place_of(v[r]);
@@ -47,19 +45,18 @@ struct Runs {
 };
 
 /// Sorts runs of 1024 elements, a warp each.
-template <class T, class P>
-__global__ void __launch_bounds__(kBlock) sort_runs(const T* x, Runs s, bool flip, P* out) {
+template <class P>
+__global__ void __launch_bounds__(kBlock) sort_runs(const void* x, int32_t dtype, Runs s, bool flip, P* out) {
   constexpr int R = 32;
   DYN_SMEM(raw);
   const int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, warps = blockDim.x >> 5;
   P* sorted = (P*)raw + warp * 32 * R;
   const int64_t step = (int64_t)gridDim.x * warps;
   for (int64_t at = (int64_t)blockIdx.x * warps + warp; at < s.lines * s.count; at += step) {
-    const int64_t line = at / s.count, r = at - line * s.count, first = r * s.run + lane * R;
+    const int64_t line = at / s.count, r = at - line * s.count, first = r * s.run;
     P v[R];
-    UNROLL
-    for (int i = 0; i < R; i++)
-      v[i] = first + i < s.n ? Item<P>::of(x[line * s.n + first + i], first + i, flip) : Item<P>::last();
+    write_items(x, dtype, line * s.n + first, 1, s.n - first, first, flip, 32 * R, sorted);
+    take_items(sorted, v);
     warp_sort(v);
     UNROLL
     for (int i = 0; i < R; i++) sorted[lane * R + i] = v[i];
@@ -134,15 +131,15 @@ int64_t items_of(const Runs& s) { return s.lines * s.count * s.cap; }
 /// Keys of 32 bits have room for places of 32 beside them.
 bool is_narrow(int dtype, int64_t n) { return size_of(dtype) <= 4 && n < (int64_t)1 << 32; }
 
-template <class T, class P>
-int32_t sort_long(const T* x, Runs s, int64_t k, bool flip, int64_t* index, void* workspace, void* stream) {
+template <class P>
+int32_t sort_long(const void* x, int32_t dtype, Runs s, int64_t k, bool flip, int64_t* index, void* workspace, void* stream) {
   int rc = 0;
   P* buffer = (P*)workspace;
   P* other = buffer + items_of(s);
   const int warps = kBlock / 32;
-  auto runs = sort_runs<T, P>;
-  LAUNCH(rc, runs, dim3(grid_for(s.lines * s.count, warps)), dim3(kBlock), warps * kWarpSort * sizeof(P), stream, x, s, flip,
-         buffer);
+  auto runs = sort_runs<P>;
+  LAUNCH(rc, runs, dim3(grid_for(s.lines * s.count, warps)), dim3(kBlock), warps * kWarpSort * sizeof(P), stream, x, dtype, s,
+         flip, buffer);
   while (s.count > 1 && !rc) {
     const Runs to = next_runs(s, k);
     const int64_t jobs = to.lines * to.count * ((to.cap + kTile - 1) / kTile);
@@ -156,15 +153,16 @@ int32_t sort_long(const T* x, Runs s, int64_t k, bool flip, int64_t* index, void
   return rc;
 }
 
-template <class T, class P>
-int32_t sort_all(const T* x, int64_t lines, int64_t n, int64_t k, bool flip, int64_t* index, void* workspace, void* stream) {
-  if (n > kWarpSort) return sort_long<T, P>(x, first_runs(lines, n, k), k, flip, index, workspace, stream);
+template <class P>
+int32_t sort_all(const void* x, int32_t dtype, int64_t lines, int64_t n, int64_t k, bool flip, int64_t* index, void* workspace,
+                 void* stream) {
+  if (n > kWarpSort) return sort_long<P>(x, dtype, first_runs(lines, n, k), k, flip, index, workspace, stream);
   int rc = 0;
   const int warps = kBlock / 32;
   DISPATCH_LANES(n, R, {
-    auto kernel = sort_lines<T, P, R>;
-    LAUNCH(rc, kernel, dim3(grid_for(lines, warps)), dim3(kBlock), warps * 32 * R * sizeof(uint16_t), stream, x, lines, (int)n,
-           k, flip, index);
+    auto kernel = sort_lines<P, R>;
+    LAUNCH(rc, kernel, dim3(grid_for(lines, warps)), dim3(kBlock), warps * 32 * R * sizeof(P), stream, x, dtype, lines, (int)n, k,
+           flip, index);
   })
   return rc;
 }
@@ -188,13 +186,8 @@ extern "C" int32_t smalti_argsort(const smalti_view* x, int32_t descending, cons
   const int64_t lines = x->shape[0], n = x->shape[1], k = index->shape[1];
   if (lines == 0 || k == 0) return 0;
   int64_t* to = (int64_t*)index->ptr;
-  int32_t rc = 0;
-  DISPATCH_ALL(x->dtype, T, {
-    if constexpr (sizeof(T) == 8)
-      rc = sort_all<T, Wide>((const T*)x->ptr, lines, n, k, descending, to, workspace, stream);
-    else
-      rc = is_narrow(x->dtype, n) ? sort_all<T, Narrow>((const T*)x->ptr, lines, n, k, descending, to, workspace, stream)
-                                  : kInvalid;
-  })
-  return rc;
+  if (x->dtype < 0 || x->dtype > SMALTI_BOOL) return kInvalid;
+  if (size_of(x->dtype) == 8) return sort_all<Wide>(x->ptr, x->dtype, lines, n, k, descending, to, workspace, stream);
+  if (!is_narrow(x->dtype, n)) return kInvalid;
+  return sort_all<Narrow>(x->ptr, x->dtype, lines, n, k, descending, to, workspace, stream);
 }

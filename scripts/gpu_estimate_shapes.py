@@ -274,7 +274,7 @@ def memory():
             Launch("unshuffle", t, "unshuffle_rowsI.*bf16ELi8E", 256, 0, grid, 1036e6, turns=tokens, share=0.55, wait=2 * WAIT)])),
         copy("patchify kept, u8 planes -> bf16", 462e6, (), ("4096x3x224x224, p16 -> 49", [
             # a sector of 32 bytes has a run of 16 and the neighbour's, which is kept too in one of four cases
-            Launch("patches", p, "patch_runsIhNS.*bf16ELi8ELb0ELb1E", 256, 0, grid, wide + 1.75 * wide / 2, turns=kept, inner=[1.5], wait=4 * WAIT)])),
+            Launch("patches", p, "patch_runsIhNS.*bf16ELi8ELb0E", 256, 0, grid, wide + 1.75 * wide / 2, turns=kept, inner=[1.5], wait=4 * WAIT)])),
         copy("layer norm, forward", 2 * rows * row, (), ("32768x768", [
             Launch("rows", ln, "layer_norm_rowsI.*bf16ELi8ELi128E", 128, 128, grid, 2 * rows * row, turns=rows * 4, active=0.75, share=0.6, wait=WAIT + 400, work=norm_work)])),
         copy("layer norm, backward", 3 * rows * row, (), ("32768x768", [

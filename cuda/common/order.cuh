@@ -28,10 +28,6 @@ DEV uint64_t key64(double v) {
   return bits >> 63 ? ~bits : bits | 1ull << 63;
 }
 DEV uint64_t key64(int64_t v) { return (uint64_t)v ^ 1ull << 63; }
-/// Of any type: narrow keys widened keep their order.
-template <class T> DEV uint64_t any_key64(T v) {
-  if constexpr (sizeof(T) == 8) return key64(v); else return key32(v);
-}
 
 /// What is sorted: key and place in one, so that all differ and any sort is stable. 32 bits of each, or 64.
 using Narrow = uint64_t;
@@ -57,10 +53,39 @@ template <> struct Item<Narrow> {
 };
 template <> struct Item<Wide> {
   template <class T> static DEV Wide of(T v, int64_t place, bool flip) {
-    return {any_key64(v) ^ (flip ? ~0ull : 0ull), (uint64_t)place};
+    return {key64(v) ^ (flip ? ~0ull : 0ull), (uint64_t)place};
   }
   static DEV Wide last() { return {~0ull, ~0ull}; }
 };
+
+/// A warp's items of `n` elements, `step` apart from `x` on, the first of them at `place`; up to `room` the last ones.
+template <class P, class T>
+DEV void write_items(const T* x, int64_t step, int64_t n, int64_t place, bool flip, int room, P* items) {
+  for (int i = threadIdx.x & 31; i < room; i += 32)
+    items[i] = i < n ? Item<P>::of(x[i * step], place + i, flip) : Item<P>::last();
+}
+/// The same from element `from` of a tensor whose dtype is a run-time number: a kernel for each would have the sort again.
+template <class P>
+DEV void write_items(const void* x, int32_t dtype, int64_t from, int64_t step, int64_t n, int64_t place, bool flip, int room, P* items) {
+#define ITEMS_OF(DTYPE, T) \
+  case DTYPE: write_items((const T*)x + from, step, n, place, flip, room, items); break;
+  if constexpr (sizeof(P) == sizeof(Wide)) {
+    switch (dtype) { ITEMS_OF(SMALTI_F64, double) ITEMS_OF(SMALTI_I64, int64_t) }
+  } else {
+    switch (dtype) {
+      ITEMS_OF(SMALTI_F32, float) ITEMS_OF(SMALTI_BF16, bf16) ITEMS_OF(SMALTI_F16, f16)
+      ITEMS_OF(SMALTI_I32, int32_t) ITEMS_OF(SMALTI_U8, uint8_t) ITEMS_OF(SMALTI_BOOL, bool)
+    }
+  }
+#undef ITEMS_OF
+}
+/// What a warp has written, item number lane * R + r to `v[r]`. The memory is free afterwards.
+template <int R, class P> DEV void take_items(const P* items, P (&v)[R]) {
+  __syncwarp();
+  UNROLL
+  for (int r = 0; r < R; r++) v[r] = items[(threadIdx.x & 31) * R + r];
+  __syncwarp();
+}
 
 /// Sorts the 32 * R items of a warp (Batcher's bitonic network); item number lane * R + r is `v[r]`. Items of one
 /// lane are compared in registers, so only distances of R and more cost shuffles.

@@ -112,18 +112,18 @@ template <int N> struct Index {
       uint32_t left = (uint32_t)i;
       ROLLED for (int d = rank - 1; d > 0; d--) {
         const uint32_t q = by[d].of(left);
-        UNROLL for (int k = 0; k < N; k++) off[k] += (int64_t)(left - q * (uint32_t)shape[d]) * stride[k][d];
+        advance(stride, d, (int64_t)(left - q * (uint32_t)shape[d]), off);
         left = q;
       }
       i = left;
     } else {
       ROLLED for (int d = rank - 1; d > 0; d--) {
         const int64_t q = i / shape[d];
-        UNROLL for (int k = 0; k < N; k++) off[k] += (i - q * shape[d]) * stride[k][d];
+        advance(stride, d, i - q * shape[d], off);
         i = q;
       }
     }
-    UNROLL for (int k = 0; k < N; k++) off[k] += i * stride[k][0];
+    advance(stride, 0, i, off);
   }
   HOST_DEV int64_t first(int64_t i) const {
     int64_t off[N];

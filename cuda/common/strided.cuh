@@ -76,11 +76,10 @@ template <int K> DEV void locate(const Strided<K>& s, int64_t i, int64_t (&at)[K
       q = q32;
       r = (uint32_t)i - q32 * (uint32_t)s.size[d];
     }
-    for (int k = 0; k < K; k++) at[k] += r * s.step[k][d];
+    advance(s.step, d, r, at);
     i = q;
   }
-  if (s.rank > 0)
-    for (int k = 0; k < K; k++) at[k] += i * s.step[k][0];
+  if (s.rank > 0) advance(s.step, 0, i, at);
 }
 
 /// `N` elements that travel in one access of up to 16 bytes.

@@ -60,11 +60,15 @@ template <class I, int N> DEV void offsets(const Walk<N>& w, int64_t i, int64_t 
     if constexpr (sizeof(I) == 4) q = w.by[d].of(rest);
     else q = rest / w.shape[d];
     const I c = rest - q * (I)w.shape[d];
-    for (int n = 0; n < N; n++) o[n] += (int64_t)c * w.stride[n][d];
+    advance(w.stride, d, (int64_t)c, o);
     rest = q;
   }
-  if (w.rank > 0)
-    for (int n = 0; n < N; n++) o[n] += (int64_t)rest * w.stride[n][0];
+  if (w.rank > 0) advance(w.stride, 0, (int64_t)rest, o);
+}
+/// The same of kernels that are not made twice.
+template <int N> DEV void offsets(const Walk<N>& w, int64_t i, int64_t (&o)[N]) {
+  if (w.numel >> 31) offsets<int64_t>(w, i, o);
+  else offsets<uint32_t>(w, i, o);
 }
 
 /// Number of elements of a view.

@@ -176,7 +176,7 @@ template <class T> __global__ void nll_backward(const int64_t* labels, const T* 
                                                 int64_t rows, int64_t classes, int64_t ignore, bool each) {
   using A = Acc<T>;
   const int64_t threads = (int64_t)gridDim.x * blockDim.x;
-  for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * classes; i += threads) {
+  ROLLED for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < rows * classes; i += threads) {
     const int64_t row = divide(i, classes), y = labels[row];
     A v = 0;
     if (y != ignore && y == i - row * classes) v = -((weight ? widen(weight[y]) : A(1)) * widen(grad[each ? row : 0]) / (divisor ? divisor[0] : A(1)));
@@ -190,14 +190,14 @@ __global__ void __launch_bounds__(256) wrong_label(const int64_t* labels, int64_
   int64_t* scratch = reinterpret_cast<int64_t*>(raw);
   const int tid = threadIdx.x;
   int64_t first = INT64_MAX;
-  for (int64_t i = tid; i < n; i += blockDim.x) {
+  ROLLED for (int64_t i = tid; i < n; i += blockDim.x) {
     const int64_t y = labels[i];
     if (y != ignore && (y < 0 || y >= classes) && i < first) first = i;
   }
   scratch[tid] = first;
   __syncthreads();
   if (tid == 0) {
-    for (int t = 1; t < 256; t++) first = scratch[t] < first ? scratch[t] : first;
+    ROLLED for (int t = 1; t < 256; t++) first = scratch[t] < first ? scratch[t] : first;
     found[0] = first == INT64_MAX ? -1 : first;
     found[1] = first == INT64_MAX ? -1 : labels[first];
   }

@@ -104,7 +104,7 @@ template <class A> FoldPlan plan_total(const void* x, int32_t dtype, int64_t n, 
 
 template <class A> int run(const Problem<A>& p, int32_t dtype, bool back, void* workspace, void* stream) {
   int rc = 0;
-  constexpr int W = kWidth<A>;
+  constexpr int W = kRowWidth<A>;
   if (!back && !p.each) {
     Total<A> f{};
     f.x = p.x;

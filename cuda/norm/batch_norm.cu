@@ -11,7 +11,7 @@ template <class T> struct Normalise {
   const A *mean, *rstd, *weight, *bias;
   T* y;
   int64_t groups, size;  // 0: statistics of channels; else of groups of `size` channels of images
-  A m[kWidth<T>], s[kWidth<T>], w[kWidth<T>], b[kWidth<T>];
+  A m[kRowWidth<T>], s[kRowWidth<T>], w[kRowWidth<T>], b[kRowWidth<T>];
 
   template <int V> DEV void prepare(int64_t c) {
     A p[V], q[V];
@@ -44,7 +44,7 @@ template <class T> struct Slope {
   const A *mean, *rstd, *weight, *dots, *sums;
   T* dx;
   A share;
-  A m[kWidth<T>], a[kWidth<T>], b[kWidth<T>], c[kWidth<T>];
+  A m[kRowWidth<T>], a[kRowWidth<T>], b[kRowWidth<T>], c[kRowWidth<T>];
 
   template <int V> DEV void prepare(int64_t k) {
     A w[V];
@@ -121,7 +121,7 @@ extern "C" int32_t smalti_channel_norm_forward(const smalti_view* x, const smalt
     f.y = (T*)y->ptr;
     f.groups = groups;
     f.size = groups ? p.channels / groups : 1;
-    return launch_channels<kWidth<T>>(f, p, whole, stream);
+    return launch_channels<kRowWidth<T>>(f, p, whole, stream);
   });
   return 0;
 }
@@ -183,7 +183,7 @@ extern "C" int32_t smalti_batch_norm_backward(const smalti_view* x, const smalti
     f.sums = sums.sums;
     f.dx = (T*)dx->ptr;
     f.share = batch && plan.n ? A(1) / (A)plan.n : A(0);
-    return launch_channels<kWidth<T>>(f, p, whole, stream);
+    return launch_channels<kRowWidth<T>>(f, p, whole, stream);
   });
   return 0;
 }

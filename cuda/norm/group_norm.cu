@@ -48,7 +48,7 @@ template <class T> struct Slope {
   const A *mean, *rstd, *weight, *mean_g, *slope;
   T* dx;
   int64_t groups, size;
-  A m[kWidth<T>], r[kWidth<T>], w[kWidth<T>], b[kWidth<T>], k[kWidth<T>];
+  A m[kRowWidth<T>], r[kRowWidth<T>], w[kRowWidth<T>], b[kRowWidth<T>], k[kRowWidth<T>];
 
   template <int V> DEV void prepare(int64_t c) {
     A p[V];
@@ -145,7 +145,7 @@ extern "C" int32_t smalti_group_norm_backward(const smalti_view* x, const smalti
     f.dx = (T*)dx->ptr;
     f.groups = groups;
     f.size = size;
-    return launch_channels<kWidth<T>>(f, p, whole, stream);
+    return launch_channels<kRowWidth<T>>(f, p, whole, stream);
   });
   return 0;
 }

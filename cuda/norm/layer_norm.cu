@@ -10,6 +10,7 @@ namespace smalti {
 namespace {
 
 constexpr int kKeep = 16;
+/// Threads of a block that streams a row, at most.
 constexpr int kStream = 512;
 
 template <class T> struct Forward {
@@ -75,25 +76,25 @@ template <class T, int V> __global__ void __launch_bounds__(kStream) layer_norm_
   DYN_SMEM(raw);
   using A = Acc<T>;
   A* scratch = reinterpret_cast<A*>(raw);
-  const int tid = threadIdx.x;
+  const int tid = threadIdx.x, step = blockDim.x * V;
   const A share = A(1) / (A)p.n;
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     const T* from = (p.residual ? p.sum : p.x) + row * p.n;
     A v[V], m = 0, squares = 0;
     if (p.mean || p.residual) {
-      for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
+      ROLLED for (int64_t i = (int64_t)tid * V; i < p.n; i += step) {
         p.template read<V>(row * p.n + i, v);
         UNROLL for (int j = 0; j < V; j++) m += v[j];
       }
       m = block_sum(m, scratch) * share;
     }
     if (!p.mean) m = 0;
-    for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
+    ROLLED for (int64_t i = (int64_t)tid * V; i < p.n; i += step) {
       load<T, V>(from + i, v);
       UNROLL for (int j = 0; j < V; j++) squares += (v[j] - m) * (v[j] - m);
     }
     const A s = A(1) / sqrt_of(block_sum(squares, scratch) * share + p.eps);
-    for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
+    ROLLED for (int64_t i = (int64_t)tid * V; i < p.n; i += step) {
       load<T, V>(from + i, v);
       p.template write<V>(row, i, m, s, v);
     }
@@ -195,12 +196,12 @@ template <class T, int V> __global__ void __launch_bounds__(kStream) layer_norm_
   DYN_SMEM(raw);
   using A = Acc<T>;
   A* scratch = reinterpret_cast<A*>(raw);
-  const int tid = threadIdx.x;
+  const int tid = threadIdx.x, step = blockDim.x * V;
   const A share = A(1) / (A)p.n;
   for (int64_t row = blockIdx.x; row < p.rows; row += gridDim.x) {
     const A m = p.mean ? p.mean[row] : A(0), s = p.rstd[row];
     A x[V], g[V], w[V], sum = 0, dot = 0;
-    for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
+    ROLLED for (int64_t i = (int64_t)tid * V; i < p.n; i += step) {
       load<T, V>(p.x + row * p.n + i, x);
       load<T, V>(p.dy + row * p.n + i, g);
       load_or<V>(p.weight, i, A(1), w);
@@ -212,7 +213,7 @@ template <class T, int V> __global__ void __launch_bounds__(kStream) layer_norm_
     sum = block_sum(sum, scratch);
     dot = block_sum(dot, scratch);
     const A mean_g = p.mean ? sum * share : A(0), slope = dot * s * s * share;
-    for (int64_t i = (int64_t)tid * V; i < p.n; i += kStream * V) {
+    ROLLED for (int64_t i = (int64_t)tid * V; i < p.n; i += step) {
       load<T, V>(p.x + row * p.n + i, x);
       load<T, V>(p.dy + row * p.n + i, g);
       p.template write<V>(row * p.n + i, i, m, s, mean_g, slope, x, g);
@@ -263,8 +264,14 @@ template <class T> struct Parameters : OneByOne<Parameters<T>> {
   }
 };
 
-/// Do registers hold a row? Rows that are read one by one are seldom long, f64 seldom asked for: they have fewer kernels.
-template <class T, int V> bool in_registers(int64_t n) { return sizeof(T) < 8 && n <= (V > 1 ? 512 : 32) * kKeep; }
+/// Do registers hold a row? Not one that is read element by element: those, and f64, are seldom asked for, and streaming
+/// does for all of them.
+template <int V> bool in_registers(int64_t n) { return V > 1 && n <= 512 * kKeep; }
+/// Threads that stream a row.
+template <int V> dim3 streaming(int64_t n) {
+  const int64_t warps = (n + 32 * V - 1) / (32 * V);
+  return dim3((unsigned)(warps * 32 < kStream ? warps * 32 : kStream));
+}
 /// Blocks of the backward: 16 warps a multiprocessor, each with rows enough to be worth a share.
 int64_t backward_blocks(int64_t rows, int64_t n) {
   const int64_t at_once = n <= 32 * kKeep ? 8 : 1, most = n <= 32 * kKeep || n > 128 * kKeep ? 2 * 132 : 4 * 132;
@@ -281,27 +288,25 @@ template <class T> FoldPlan parameters_plan(const smalti_view& x, const void* pa
 template <class T, int V> int forward(const Forward<T>& p, void* stream) {
   int rc = 0;
   const int smem = 32 * sizeof(Acc<T>);
-  if constexpr (sizeof(T) < 8) {
+  if constexpr (V > 1) {
     if (p.n <= 32 * kKeep) {
       auto kernel = layer_norm_rows<T, V, 32>;
       LAUNCH(rc, kernel, row_grid<32>(p.rows), dim3(256), smem, stream, p);
       return rc;
     }
-  }
-  if constexpr (V > 1) {
     if (p.n <= 128 * kKeep) {
       auto kernel = layer_norm_rows<T, V, 128>;
       LAUNCH(rc, kernel, row_grid<128>(p.rows), dim3(128), smem, stream, p);
       return rc;
     }
-    if (in_registers<T, V>(p.n)) {
+    if (in_registers<V>(p.n)) {
       auto kernel = layer_norm_rows<T, V, 512>;
       LAUNCH(rc, kernel, row_grid<512>(p.rows), dim3(512), smem, stream, p);
       return rc;
     }
   }
   auto kernel = layer_norm_long_rows<T, V>;
-  LAUNCH(rc, kernel, row_grid<kStream>(p.rows), dim3(kStream), smem, stream, p);
+  LAUNCH(rc, kernel, row_grid<kStream>(p.rows), streaming<V>(p.n), smem, stream, p);
   return rc;
 }
 
@@ -309,20 +314,18 @@ template <class T, int V> int backward_rows(const Backward<T>& p, void* stream) 
   using A = Acc<T>;
   int rc = 0;
   const dim3 blocks((unsigned)backward_blocks(p.rows, p.n));
-  if constexpr (sizeof(T) < 8) {
+  if constexpr (V > 1) {
     if (p.n <= 32 * kKeep) {
       auto kernel = layer_norm_rows_backward<T, V, 32>;
       LAUNCH(rc, kernel, blocks, dim3(256), (p.shares ? 16 * p.n : 0) * sizeof(A), stream, p);
       return rc;
     }
-  }
-  if constexpr (V > 1) {
     if (p.n <= 128 * kKeep) {
       auto kernel = layer_norm_rows_backward<T, V, 128>;
       LAUNCH(rc, kernel, blocks, dim3(128), 32 * sizeof(A), stream, p);
       return rc;
     }
-    if (in_registers<T, V>(p.n)) {
+    if (in_registers<V>(p.n)) {
       auto kernel = layer_norm_rows_backward<T, V, 512>;
       LAUNCH(rc, kernel, blocks, dim3(512), 32 * sizeof(A), stream, p);
       return rc;
@@ -330,7 +333,7 @@ template <class T, int V> int backward_rows(const Backward<T>& p, void* stream) 
   }
   if (!p.dx) return rc;
   auto kernel = layer_norm_long_rows_backward<T, V>;
-  LAUNCH(rc, kernel, row_grid<kStream>(p.rows), dim3(kStream), 32 * sizeof(A), stream, p);
+  LAUNCH(rc, kernel, row_grid<kStream>(p.rows), streaming<V>(p.n), 32 * sizeof(A), stream, p);
   return rc;
 }
 
@@ -338,7 +341,7 @@ template <class T, int V> int backward_rows(const Backward<T>& p, void* stream) 
 template <class T, int V>
 int backward(Backward<T> p, const smalti_view& x, Acc<T>* dweight, Acc<T>* dbias, void* workspace, void* stream) {
   using A = Acc<T>;
-  const bool affine = dweight || dbias, shares = affine && in_registers<T, V>(p.n);
+  const bool affine = dweight || dbias, shares = affine && in_registers<V>(p.n);
   if (shares && !workspace) return kInvalid;
   p.shares = shares ? (A*)workspace : nullptr;
   const int rc = backward_rows<T, V>(p, stream);

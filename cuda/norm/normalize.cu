@@ -73,13 +73,14 @@ template <class T, int V, int G> __global__ void __launch_bounds__(kBlock<G>) no
 template <class T, int V> int run(const Problem<T>& p, void* stream) {
   int rc = 0;
   const int smem = 32 * sizeof(Acc<T>);
-  if (p.n <= 1024) {
-    auto kernel = p.dy ? normalize_rows_backward<T, V, 32> : normalize_rows<T, V, 32>;
-    LAUNCH(rc, kernel, row_grid<32>(p.rows), dim3(256), smem, stream, p);
-  } else {
-    auto kernel = p.dy ? normalize_rows_backward<T, V, 512> : normalize_rows<T, V, 512>;
-    LAUNCH(rc, kernel, row_grid<512>(p.rows), dim3(512), smem, stream, p);
-  }
+  if constexpr (V > 1)  // rows that are read one by one are seldom long, f64 seldom asked for: they have fewer kernels
+    if (p.n > 1024) {
+      auto kernel = p.dy ? normalize_rows_backward<T, V, 512> : normalize_rows<T, V, 512>;
+      LAUNCH(rc, kernel, row_grid<512>(p.rows), dim3(512), smem, stream, p);
+      return rc;
+    }
+  auto kernel = p.dy ? normalize_rows_backward<T, V, 32> : normalize_rows<T, V, 32>;
+  LAUNCH(rc, kernel, row_grid<32>(p.rows), dim3(256), smem, stream, p);
   return rc;
 }
 
