@@ -70,7 +70,7 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_dq(const 
     if (p.rel_h && tid < 2 * S) {  // one thread a row sums by window row, another by column
       const int r = tid >> 1;
       int y = k0 / p.ks.win_w, x = k0 - y * p.ks.win_w;
-      for (int c = 0; c < S && k0 + c < keys; c++) {
+      ROLLED for (int c = 0; c < S && k0 + c < keys; c++) {
         sums[r * n + ((tid & 1) ? kh + x : y)] += weights[r * kWeights<T> + c];
         if (++x == p.ks.win_w) { x = 0; y++; }
       }
@@ -92,15 +92,15 @@ template <class T, int DP> __global__ void __launch_bounds__(256) simt_dq(const 
       if (c >= p.q.n) continue;
       T d = dq[i][j] * scale;
       if (p.rel_h) {
-        for (int k = 0; k < kh; k++) d += sums[row * n + k] * ((const T*)p.rel_h)[(int64_t)(y - k + kh - 1) * p.q.n + c];
-        for (int k = 0; k < p.ks.win_w; k++) d += sums[row * n + kh + k] * ((const T*)p.rel_w)[(int64_t)(x - k + p.ks.win_w - 1) * p.q.n + c];
+        ROLLED for (int k = 0; k < kh; k++) d += sums[row * n + k] * ((const T*)p.rel_h)[(int64_t)(y - k + kh - 1) * p.q.n + c];
+        ROLLED for (int k = 0; k < p.ks.win_w; k++) d += sums[row * n + kh + k] * ((const T*)p.rel_w)[(int64_t)(x - k + p.ks.win_w - 1) * p.q.n + c];
       }
       out[c] = d * norm[i];
     }
     if (tx == 0) ((T*)p.norm)[query_index(p, w, y, x)] = norm[i];
     if (p.rel_h) {
       const int64_t to = query_index(p, w, y, x) * n;
-      for (int k = tx; k < n; k += 16) { ((T*)p.rel)[to + k] = terms[row * n + k]; ((T*)p.drel)[to + k] = sums[row * n + k] * norm[i]; }
+      ROLLED for (int k = tx; k < n; k += 16) { ((T*)p.rel)[to + k] = terms[row * n + k]; ((T*)p.drel)[to + k] = sums[row * n + k] * norm[i]; }
     }
   }
 }
