@@ -4,12 +4,12 @@
 #include "dkv_mma.cuh"
 #include "launch.cuh"
 #include "simt.cuh"
+#include "table_mma.cuh"
 
 namespace smalti {
 namespace attention {
 
 constexpr int kTokens = 64;  // queries of one window row that are worked on together
-constexpr int kMultiprocessors = 132;  // an H200's, and the same on any device: the order of sums depends on it
 constexpr int kTableBlocks = 4 * kMultiprocessors;  // at most
 
 HOST_DEV int round4(int n) { return (n + 3) / 4 * 4; }
@@ -88,27 +88,52 @@ template <class T> __global__ void __launch_bounds__(256) table_parts(const Prob
   for (int i = tid; i < rows * d; i += 256) part[(int64_t)blockIdx.x * rows * d + i] = sums[i / d * d4 + i % d];
 }
 
-/// The parts in order.
-template <class A> __global__ void table_sum(const A* part, int parts, int64_t n, int64_t split, A* to_h, A* to_w) {
-  for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x) {
+constexpr int kRuns = 16;
+
+/// The parts in order: 32 neighbours a block, each with its parts in kRuns runs, which are then added up.
+template <class A> __global__ void __launch_bounds__(32 * kRuns) table_sum(const A* part, int parts, int64_t n, int64_t split, A* to_h, A* to_w) {
+  DYN_SMEM(sm);
+  A* sums = (A*)sm;
+  const int tid = threadIdx.x, run = tid >> 5, from = parts * run / kRuns, to = parts * (run + 1) / kRuns;
+  for (int64_t first = (int64_t)blockIdx.x * 32; first < n; first += (int64_t)gridDim.x * 32) {
+    const int64_t i = first + (tid & 31);
     A sum = 0;
-    for (int j = 0; j < parts; j++) sum += part[j * n + i];
-    if (i < split) to_h[i] = sum; else to_w[i - split] = sum;
+    for (int j = from; j < to && i < n; j++) sum += part[j * n + i];
+    sums[tid] = sum;
+    __syncthreads();
+    if (run == 0 && i < n) {
+      for (int j = 1; j < kRuns; j++) sum += sums[j * 32 + tid];
+      if (i < split) to_h[i] = sum; else to_w[i - split] = sum;
+    }
+    __syncthreads();
   }
+}
+
+/// Launches `table_parts`; `parts` takes how many there are.
+template <class T> int32_t run_parts(const Problem& p, void* part, int& parts, void* stream) {
+  using A = Acc<T>;
+  const int64_t units = table_units(p), smem = table_bytes<A>(p);
+  if (smem > kMaxSmem) return kInvalid;
+  int rc = 0;
+  // one round of blocks, as many as fit: each has a sum of its own to write
+  int most = kMultiprocessors * (int)(kMaxSmem / (smem + 1024));
+  if (most > kTableBlocks) most = kTableBlocks;
+  parts = (int)grid_for(units, 1);
+  if (parts > most) parts = most;
+  LAUNCH(rc, table_parts<T>, dim3(parts), dim3(256), smem, stream, p, (A*)part, units);
+  return rc;
 }
 
 template <class T> int32_t run_tables(const Problem& p, void* part, void* to_h, void* to_w, void* stream) {
   using A = Acc<T>;
-  const int64_t units = table_units(p), smem = table_bytes<A>(p), n = (int64_t)(2 * (p.ks.win_h + p.ks.win_w) - 2) * p.q.n;
-  if (smem > kMaxSmem) return kInvalid;
-  int rc = 0;
-  // one round of blocks, as many as fit: each has a sum of its own to write
-  int blocks = (int)grid_for(units, 1), most = kMultiprocessors * (int)(kMaxSmem / (smem + 1024));
-  if (most > kTableBlocks) most = kTableBlocks;
-  if (blocks > most) blocks = most;
-  LAUNCH(rc, table_parts<T>, dim3(blocks), dim3(256), smem, stream, p, (A*)part, units);
+  const int64_t n = (int64_t)(2 * (p.ks.win_h + p.ks.win_w) - 2) * p.q.n;
+  int rc, parts = 0;
+  if constexpr (sizeof(T) > 2) rc = run_parts<T>(p, part, parts, stream);
+  else if (p.q.n > 64 && p.q.n <= 80) rc = run_products<T, 10>(p, (float*)part, parts, stream);
+  else rc = run_products<T, 8>(p, (float*)part, parts, stream);
   if (rc) return rc;
-  LAUNCH_FLAT(rc, table_sum<A>, dim3(grid_for(n, 128)), dim3(128), stream, (const A*)part, blocks, n, (int64_t)(2 * p.ks.win_h - 1) * p.q.n, (A*)to_h, (A*)to_w);
+  LAUNCH(rc, table_sum<A>, dim3(grid_for(n, 32)), dim3(32 * kRuns), 32 * kRuns * sizeof(A), stream, (const A*)part, parts, n,
+         (int64_t)(2 * p.ks.win_h - 1) * p.q.n, (A*)to_h, (A*)to_w);
   return rc;
 }
 
