@@ -64,6 +64,34 @@ template <class A> DEV A* pad_sums(const Problem& p, const Place& w, int border,
   return (A*)p.pad_part + ((window * p.heads + w.h) * p.pad_slots + slot) * 2 * p.k.n;
 }
 
+/// Both gradients of a warp's 16 keys to memory, dk without the scale; `slot`: for its sum over padding, which is keys in the
+/// window and outside the image.
+template <class T, int DP, bool REL> DEV void keys_out(float (&dk)[DP / 8][4], float (&dv)[DP / 8][4], const Problem& p, const Place& w,
+                                                       const int (&ky)[2], const int (&kx)[2], int slot, int lane) {
+  const int g = lane >> 2, t2 = (lane & 3) * 2;
+  UNROLL for (int d = 0; d < DP / 8; d++) UNROLL for (int e = 0; e < 4; e++) dk[d][e] *= (float)p.scale;
+  UNROLL for (int h = 0; h < 2; h++) {
+    if (!inside(p.ks, w, ky[h], kx[h])) continue;
+    T *to_k = row_at<T>(p.dk, p.ks, w, ky[h], kx[h]), *to_v = row_at<T>(p.dv, p.ks, w, ky[h], kx[h]);
+    UNROLL for (int d = 0; d < DP / 8; d++) {
+      store_pair(to_k, d * 8 + t2, p.dk.n, p.pairs, dk[d][2 * h], dk[d][2 * h + 1]);
+      store_pair(to_v, d * 8 + t2, p.dv.n, p.pairs, dv[d][2 * h], dv[d][2 * h + 1]);
+    }
+  }
+  if (!REL && !p.pad_part) return;
+  const int border = p.pad_part ? border_index(p, w) : -1;
+  if (border < 0) return;
+  bool pad[2];
+  UNROLL for (int h = 0; h < 2; h++) pad[h] = ky[h] < p.ks.win_h && kx[h] < p.ks.win_w && !inside(p.ks, w, ky[h], kx[h]);
+  float* sums = pad_sums<float>(p, w, border, slot);
+  UNROLL for (int d = 0; d < DP / 8; d++) UNROLL for (int e = 0; e < 2; e++) {
+    float a = (pad[0] ? dk[d][e] : 0.f) + (pad[1] ? dk[d][2 + e] : 0.f), b = (pad[0] ? dv[d][e] : 0.f) + (pad[1] ? dv[d][2 + e] : 0.f);
+    for (int m = 4; m < 32; m <<= 1) { a += __shfl_xor_sync(~0u, a, m); b += __shfl_xor_sync(~0u, b, m); }
+    const int c = d * 8 + t2 + e;
+    if (g == 0 && c < p.k.n) { sums[c] = a; sums[p.k.n + c] = b; }
+  }
+}
+
 template <class T, int DP, bool REL, int THREADS, int BLOCKS>
 __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_mma(const Problem p) {
   constexpr int LD = kLd<DP>, STAGE = kQueries * LD;
@@ -178,28 +206,7 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dkv_mma(const Problem p) {
     }
     __syncthreads();
   }
-  UNROLL for (int d = 0; d < DP / 8; d++) UNROLL for (int e = 0; e < 4; e++) dk[d][e] *= (float)p.scale;
-  UNROLL for (int h = 0; h < 2; h++) {
-    if (!inside(p.ks, w, ky[h], kx[h])) continue;
-    T *to_k = row_at<T>(p.dk, p.ks, w, ky[h], kx[h]), *to_v = row_at<T>(p.dv, p.ks, w, ky[h], kx[h]);
-    UNROLL for (int d = 0; d < DP / 8; d++) {
-      store_pair(to_k, d * 8 + t2, p.dk.n, p.pairs, dk[d][2 * h], dk[d][2 * h + 1]);
-      store_pair(to_v, d * 8 + t2, p.dv.n, p.pairs, dv[d][2 * h], dv[d][2 * h + 1]);
-    }
-  }
-  if (!REL && !p.pad_part) return;
-  const int border = p.pad_part ? border_index(p, w) : -1;
-  if (border < 0) return;
-  // Padding: this warp's sum over rows that are in the window and outside the image.
-  bool pad[2];
-  UNROLL for (int h = 0; h < 2; h++) pad[h] = ky[h] < p.ks.win_h && kx[h] < p.ks.win_w && !inside(p.ks, w, ky[h], kx[h]);
-  float* sums = pad_sums<float>(p, w, border, w.tile * warps + warp);
-  UNROLL for (int d = 0; d < DP / 8; d++) UNROLL for (int e = 0; e < 2; e++) {
-    float a = (pad[0] ? dk[d][e] : 0.f) + (pad[1] ? dk[d][2 + e] : 0.f), b = (pad[0] ? dv[d][e] : 0.f) + (pad[1] ? dv[d][2 + e] : 0.f);
-    for (int m = 4; m < 32; m <<= 1) { a += __shfl_xor_sync(~0u, a, m); b += __shfl_xor_sync(~0u, b, m); }
-    const int c = d * 8 + t2 + e;
-    if (g == 0 && c < p.k.n) { sums[c] = a; sums[p.k.n + c] = b; }
-  }
+  keys_out<T, DP, REL>(dk, dv, p, w, ky, kx, w.tile * warps + warp, lane);
 }
 
 }  // namespace attention

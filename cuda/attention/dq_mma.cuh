@@ -37,9 +37,87 @@ DEV void terms_out(void* to, int offset, int extent, const float* scratch, int s
   }
 }
 
+/// Copies a warp's values by window rows and by columns to memory, for queries that are all in one window row: there these
+/// values are one run. Both extents are even.
+DEV void terms_out(void* to, const float* rows, const float* columns, int stride, const Problem& p, const Place& w, int first, int lane) {
+  const Walk at(p.qs, w, first, 1);
+  const int n = p.ks.win_h + p.ks.win_w, pairs = n / 2, there = at.y < at.in_h ? (at.in_w - at.x < 16 ? at.in_w - at.x : 16) : 0;
+  float2* run = (float2*)((float*)to + (there > 0 ? query_index(p, w, at.y, at.x) * n : 0));
+  int q = lane / pairs, k = lane - q * pairs;
+  const int over = 32 / pairs, on = 32 - over * pairs;
+  for (int i = lane; i < there * pairs; i += 32) {
+    const float* from = k * 2 < p.ks.win_h ? rows + q * stride + k * 2 : columns + q * stride + k * 2 - p.ks.win_h;
+    run[i] = {from[0], from[1]};
+    q += over;
+    k += on;
+    if (k >= pairs) { k -= pairs; q++; }
+  }
+}
+
+/// The relative terms of a warp's 16 queries and the sums of dS that are their gradients: by window rows in shared memory, and
+/// so are those by columns if REL is kShared; else these are in registers. `RUN`: the queries are all in one window row, and
+/// both extents are even.
+template <class T, int DP, int REL, bool RUN> struct QueryTerms {
+  static constexpr int CW = REL > 0 ? REL : 1;
+  float *terms, *sums;  // [16][stride] each
+  int stride;
+  float column[2][2 * CW], column_sum[2][2 * CW];
+  DEV QueryTerms(float* terms, float* sums, int stride) : terms(terms), sums(sums), stride(stride) {
+    UNROLL for (int h = 0; h < 2; h++) UNROLL for (int c = 0; c < 2 * CW; c++) column[h][c] = column_sum[h][c] = 0.f;
+  }
+  /// From the queries, also to memory.
+  DEV void start(const uint32_t (&q)[DP / 16][4], const T* table_h, const T* table_w, const Problem& p, const Place& w, int first, int lane) {
+    const Span sy = span_of(p.qs, first, 0, lane), sx = span_of(p.qs, first, 1, lane);
+    float* columns = REL == kShared ? terms + p.ks.win_h : RUN ? sums : terms;
+    relative_terms<T, DP>(q, table_w, sx, p.ks.win_w, columns, stride, kLog2e, lane);
+    __syncwarp();
+    if (!RUN) terms_out(p.rel, p.ks.win_h, p.ks.win_w, columns, stride, p, w, first, lane);
+    UNROLL for (int h = 0; h < 2; h++) UNROLL for (int c = 0; c < 2 * CW; c++) {
+      const int x = (c >> 1) * 8 + (lane & 3) * 2 + (c & 1);
+      column[h][c] = REL > 0 && x < p.ks.win_w ? columns[((lane >> 2) + h * 8) * stride + x] : -INFINITY;
+    }
+    if (!RUN) __syncwarp();
+    relative_terms<T, DP>(q, table_h, sy, p.ks.win_h, terms, stride, kLog2e, lane);
+    if (REL == kShared) for (int i = lane; i < 16 * stride; i += 32) sums[i] = 0.f;
+    __syncwarp();
+    if (RUN) terms_out(p.rel, terms, columns, stride, p, w, first, lane);
+    else terms_out(p.rel, 0, p.ks.win_h, terms, stride, p, w, first, lane);
+    if (RUN) __syncwarp();
+  }
+  /// The sums to memory, and what they give to the queries' gradients.
+  DEV void finish(float (&dq)[DP / 8][4], const T* table_h, const T* table_w, const Problem& p, const Place& w, int first, int lane) {
+    const Span sy = span_of(p.qs, first, 0, lane), sx = span_of(p.qs, first, 1, lane);
+    float* columns = REL == kShared ? sums + p.ks.win_h : terms;
+    __syncwarp();
+    if (REL > 0) UNROLL for (int h = 0; h < 2; h++) UNROLL for (int c = 0; c < 2 * CW; c++) {
+      const int x = (c >> 1) * 8 + (lane & 3) * 2 + (c & 1);
+      if (x < p.ks.win_w) terms[((lane >> 2) + h * 8) * stride + x] = column_sum[h][c];
+    }
+    __syncwarp();
+    if (RUN) {
+      terms_out(p.drel, sums, columns, stride, p, w, first, lane);
+    } else {
+      terms_out(p.drel, 0, p.ks.win_h, sums, stride, p, w, first, lane);
+      terms_out(p.drel, p.ks.win_h, p.ks.win_w, columns, stride, p, w, first, lane);
+    }
+    relative_back<T, DP>(dq, table_h, sy, p.ks.win_h, sums, stride, lane);
+    relative_back<T, DP>(dq, table_w, sx, p.ks.win_w, columns, stride, lane);
+  }
+};
+
+/// Gradients of a warp's 16 queries to memory.
+template <class T, int DP> DEV void queries_out(const float (&dq)[DP / 8][4], const Problem& p, const Place& w, int first, int lane) {
+  UNROLL for (int h = 0; h < 2; h++) {
+    const int r = first + (lane >> 2) + h * 8, y = r / p.qs.pitch, x = r - y * p.qs.pitch;
+    if (!inside(p.qs, w, y, x)) continue;
+    T* out = row_at<T>(p.dq, p.qs, w, y, x);
+    UNROLL for (int d = 0; d < DP / 8; d++) store_pair(out, d * 8 + (lane & 3) * 2, p.dq.n, p.pairs, dq[d][2 * h], dq[d][2 * h + 1]);
+  }
+}
+
 template <class T, int DP, int NT, int REL, int THREADS, int BLOCKS>
 __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
-  constexpr int LD = kLd<DP>, CW = REL > 0 ? REL : 1, STAGE = NT * 8 * LD;
+  constexpr int LD = kLd<DP>, CW = QueryTerms<T, DP, REL, false>::CW, STAGE = NT * 8 * LD;
   constexpr bool KEEP = DP <= 64, KEEP_Q = KEEP || (REL != kNone && DP <= 80), BORROW = REL == kShared || REL == kRow64;
   DYN_SMEM(sm);
   const int tid = threadIdx.x, threads = blockDim.x, lane = tid & 31, warp = tid >> 5, warps = threads >> 5;
@@ -78,30 +156,12 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
   bool active = false;
   for (int r = first; r < first + 16; r += 8) active = active || (r < p.qs.rows() && inside(p.qs, w, r / p.qs.pitch, 0));
   float *terms = (float*)(sm + at.terms) + warp * 16 * at.stride, *sums = (float*)(sm + at.sums) + warp * 16 * at.stride;
-  Span sy = {}, sx = {};
-  float column[2][2 * CW], column_sum[2][2 * CW];
+  QueryTerms<T, DP, REL, false> rel(terms, sums, at.stride);
   uint32_t q[KEEP || REL != kNone ? DP / 16 : 1][4], go[KEEP ? DP / 16 : 1][4];
   if (active) {
     if (KEEP || REL != kNone) UNROLL for (int k = 0; k < DP / 16; k++) load_a(q[KEEP || REL != kNone ? k : 0], sq, LD, k * 16, lane);
     if (KEEP) UNROLL for (int k = 0; k < DP / 16; k++) load_a(go[KEEP ? k : 0], sgo, LD, k * 16, lane);
-    if constexpr (REL != kNone) {
-      sy = span_of(p.qs, first, 0, lane);
-      sx = span_of(p.qs, first, 1, lane);
-      float* columns = REL == kShared ? terms + p.ks.win_h : terms;
-      relative_terms<T, DP>(q, (const T*)(sm + at.table_w), sx, p.ks.win_w, columns, at.stride, kLog2e, lane);
-      __syncwarp();
-      terms_out(p.rel, p.ks.win_h, p.ks.win_w, columns, at.stride, p, w, first, lane);
-      UNROLL for (int h = 0; h < 2; h++) UNROLL for (int c = 0; c < 2 * CW; c++) {
-        const int x = (c >> 1) * 8 + t2 + (c & 1);
-        column[h][c] = REL > 0 && x < p.ks.win_w ? terms[(g + h * 8) * at.stride + x] : -INFINITY;
-        column_sum[h][c] = 0.f;
-      }
-      __syncwarp();
-      relative_terms<T, DP>(q, (const T*)(sm + at.table_h), sy, p.ks.win_h, terms, at.stride, kLog2e, lane);
-      if (REL == kShared) for (int i = lane; i < 16 * at.stride; i += 32) sums[i] = 0.f;
-      __syncwarp();
-      terms_out(p.rel, 0, p.ks.win_h, terms, at.stride, p, w, first, lane);
-    }
+    if constexpr (REL != kNone) rel.start(q, (const T*)(sm + at.table_h), (const T*)(sm + at.table_w), p, w, first, lane);
   }
   if (BORROW) {
     __syncthreads();
@@ -161,11 +221,11 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
           UNROLL for (int e = 0; e < 2; e++) {
             const int kx = c.x + t2 + e;
             float x = s[i][2 * h + e];
-            if (REL > 0) x = row ? x + rh + column[h][((n + i) % CW) * 2 + e] : -INFINITY;
+            if (REL > 0) x = row ? x + rh + rel.column[h][((n + i) % CW) * 2 + e] : -INFINITY;
             else if (REL == kShared) x = row && kx < p.ks.win_w ? x + rh + mine[p.ks.win_h + kx] : -INFINITY;
             const float d = ex2(x - lse[h]) * (ds[i][2 * h + e] - delta[h]);
             ds[i][2 * h + e] = d;
-            if (REL > 0) column_sum[h][((n + i) % CW) * 2 + e] += d;
+            if (REL > 0) rel.column_sum[h][((n + i) % CW) * 2 + e] += d;
             if (REL == kShared && row && kx < p.ks.win_w) sums[(g + h * 8) * at.stride + p.ks.win_h + kx] += d;
             if (REL != kNone) line[h] += d;
           }
@@ -200,25 +260,8 @@ __global__ void __launch_bounds__(THREADS, BLOCKS) dq_mma(const Problem p) {
   }
   if (!active) return;
   UNROLL for (int d = 0; d < DP / 8; d++) UNROLL for (int e = 0; e < 4; e++) dq[d][e] *= (float)p.scale;
-  if constexpr (REL != kNone) {
-    float* columns = REL == kShared ? sums + p.ks.win_h : terms;
-    __syncwarp();
-    if (REL > 0) UNROLL for (int h = 0; h < 2; h++) UNROLL for (int c = 0; c < 2 * CW; c++) {
-      const int x = (c >> 1) * 8 + t2 + (c & 1);
-      if (x < p.ks.win_w) terms[(g + h * 8) * at.stride + x] = column_sum[h][c];
-    }
-    __syncwarp();
-    terms_out(p.drel, 0, p.ks.win_h, sums, at.stride, p, w, first, lane);
-    terms_out(p.drel, p.ks.win_h, p.ks.win_w, columns, at.stride, p, w, first, lane);
-    relative_back<T, DP>(dq, (const T*)(sm + at.table_h), sy, p.ks.win_h, sums, at.stride, lane);
-    relative_back<T, DP>(dq, (const T*)(sm + at.table_w), sx, p.ks.win_w, columns, at.stride, lane);
-  }
-  UNROLL for (int h = 0; h < 2; h++) {
-    const int r = first + g + h * 8, y = r / p.qs.pitch, x = r - y * p.qs.pitch;
-    if (!inside(p.qs, w, y, x)) continue;
-    T* out = row_at<T>(p.dq, p.qs, w, y, x);
-    UNROLL for (int d = 0; d < DP / 8; d++) store_pair(out, d * 8 + t2, p.dq.n, p.pairs, dq[d][2 * h], dq[d][2 * h + 1]);
-  }
+  if constexpr (REL != kNone) rel.finish(dq, (const T*)(sm + at.table_h), (const T*)(sm + at.table_w), p, w, first, lane);
+  queries_out<T, DP>(dq, p, w, first, lane);
 }
 
 }  // namespace attention

@@ -113,15 +113,15 @@ struct Cursor {
 /// The keys 0 .. that are all in the window, however they are numbered.
 DEV int solid_keys(const Side& s) { return s.win_h == 1 ? s.win_w : s.pitch == s.win_w ? s.rows() : 0; }
 
-/// Without relative terms: -infinity for the logits of keys from `key` outside the window and, if causal, behind the
+/// Without relative terms: `to` for the values (-infinity for logits) of keys from `key` outside the window and, if causal, behind the
 /// query, that of the lane's first row being `query`. Tiles that have none such need no call.
-template <int N> DEV void mask_keys(float (&s)[N][4], const Problem& p, int key, int query, int lane) {
+template <int N> DEV void mask_keys(float (&s)[N][4], const Problem& p, int key, int query, int lane, float to = -INFINITY) {
   Cursor c;
   c.start(p.ks, key);
   UNROLL for (int n = 0; n < N; n++) {
     UNROLL for (int e = 0; e < 4; e++) {
       const int kx = c.x + (lane & 3) * 2 + (e & 1);
-      if (c.y >= p.ks.win_h || kx >= p.ks.win_w || (p.causal && kx > query + (e >> 1) * 8)) s[n][e] = -INFINITY;
+      if (c.y >= p.ks.win_h || kx >= p.ks.win_w || (p.causal && kx > query + (e >> 1) * 8)) s[n][e] = to;
     }
     c.next(p.ks);
   }
