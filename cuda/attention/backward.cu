@@ -9,7 +9,8 @@ namespace attention {
 namespace {
 
 template <class T> int32_t run_simt(Problem& p, void* stream) {
-  int rc = 0;
+  int rc = run_delta<T>(p, stream);
+  if (rc) return rc;
   ATTENTION_WIDTH_SIMT(p.q.n > p.v.n ? p.q.n : p.v.n, DP, {
     auto dq = simt_dq<T, DP>;
     auto dkv = simt_dkv<T, DP>;
@@ -26,26 +27,39 @@ template <class T> int32_t run_simt(Problem& p, void* stream) {
   return rc;
 }
 
-template <class T> int32_t run_mma(Problem& p, void* stream) {
-  int rc = 0;
-  ATTENTION_WIDTH(p.q.n > p.v.n ? p.q.n : p.v.n, DP, {
-    constexpr int NT = DP <= 80 ? 8 : 4, THREADS = 128;
-    auto dq = dq_mma<T, DP, NT, kNone, THREADS, DP <= 48 ? 4 : 3>;
-    auto dkv = dkv_mma<T, DP, false, THREADS, DP <= 48 ? 4 : DP <= 64 ? 3 : 2>;
-    int warps = warps_of(p.qs.rows(), 16, THREADS / 32);
-    uint32_t blocks = blocks_of(p, p.qs.rows(), warps * 16);
-    if (!blocks) return kInvalid;
-    const DqLayout<DP, NT, kNone> queries(p.ks, warps);
-    LAUNCH(rc, dq, dim3(blocks), dim3(warps * 32), queries.bytes, stream, p);
-    if (rc) return rc;
-    warps = warps_of(p.ks.rows(), 16, THREADS / 32);
-    blocks = blocks_of(p, p.ks.rows(), warps * 16);
-    if (!blocks) return kInvalid;
-    p.pad_slots = p.tiles * warps;
-    const DkvLayout<DP> keys(p.ks, warps, false);
-    LAUNCH(rc, dkv, dim3(blocks), dim3(warps * 32), keys.bytes, stream, p);
-  })
+template <class T, int DP> int32_t queries(Problem p, void* stream) {
+  constexpr int NT = DP <= 80 ? 8 : 4, THREADS = 128;
+  int rc = run_delta<T>(p, stream);
+  if (rc) return rc;
+  const int warps = warps_of(p.qs.rows(), 16, THREADS / 32);
+  const uint32_t blocks = blocks_of(p, p.qs.rows(), warps * 16);
+  if (!blocks) return kInvalid;
+  const DqLayout<DP, NT, kNone> layout(p.ks, warps);
+  auto kernel = dq_mma<T, DP, NT, kNone, THREADS, DP <= 48 ? 4 : 3>;
+  LAUNCH(rc, kernel, dim3(blocks), dim3(warps * 32), layout.bytes, stream, p);
   return rc;
+}
+
+template <class T, int DP> int32_t keys(Problem& p, void* stream) {
+  constexpr int THREADS = 128;
+  const int warps = warps_of(p.ks.rows(), 16, THREADS / 32);
+  const uint32_t blocks = blocks_of(p, p.ks.rows(), warps * 16);
+  if (!blocks) return kInvalid;
+  p.pad_slots = p.tiles * warps;
+  const DkvLayout<DP> layout(p.ks, warps, false);
+  int rc = 0;
+  auto kernel = dkv_mma<T, DP, false, THREADS, DP <= 48 ? 4 : DP <= 64 ? 3 : 2>;
+  LAUNCH(rc, kernel, dim3(blocks), dim3(warps * 32), layout.bytes, stream, p);
+  return rc;
+}
+
+template <class T> int32_t run_mma(Problem& p, void* stream) {
+  ATTENTION_WIDTH(p.q.n > p.v.n ? p.q.n : p.v.n, DP, {
+    int32_t rc = queries_sm90<T>(p, stream);
+    if (rc == kElsewhere) rc = queries<T, DP>(p, stream);
+    if (!rc) rc = keys_sm90<T>(p, stream);
+    return rc == kElsewhere ? keys<T, DP>(p, stream) : rc;
+  })
 }
 
 }  // namespace
@@ -56,8 +70,6 @@ int32_t delta_any(const Problem& p, int dtype, void* stream) {
 }
 
 int32_t backward_any(Problem& p, int dtype, void* stream) {
-  const int32_t rc = delta_any(p, dtype, stream);
-  if (rc) return rc;
   switch (dtype) {
     case SMALTI_BF16: return run_mma<bf16>(p, stream);
     case SMALTI_F16: return run_mma<f16>(p, stream);

@@ -1,5 +1,6 @@
 // Host side: from views to a Problem, and the choice of an instance.
 #pragma once
+#include "../common/hopper.cuh"
 #include "problem.cuh"
 
 namespace smalti {
@@ -124,18 +125,23 @@ inline int warps_for(int64_t rows, int per_warp, int most) {
   return (int)((tiles + blocks - 1) / blocks);
 }
 
-/// The pass before all gradients (backward.cu).
+/// The pass before all gradients, but for those that make delta themselves (backward.cu).
 int32_t delta_any(const Problem& p, int dtype, void* stream);
 /// Without tables in the half types, and everything in f32 and f64 (forward.cu, backward.cu).
 int32_t forward_any(Problem p, int dtype, void* stream);
 int32_t backward_any(Problem& p, int dtype, void* stream);
 
-/// With wgmma (sm90/forward.cu); kElsewhere where that is not for this device or problem.
+/// With wgmma (sm90/forward.cu, sm90/backward.cu): the forward; delta and the gradients of queries, then those of keys and
+/// values. kElsewhere where that is not for this device or problem.
 constexpr int32_t kElsewhere = -1;
 #if defined(SMALTI_NO_SM90)
 inline int32_t forward_sm90(const Problem&, int, void*) { return kElsewhere; }
+template <class T> int32_t queries_sm90(const Problem&, void*) { return kElsewhere; }
+template <class T> int32_t keys_sm90(Problem&, void*) { return kElsewhere; }
 #else
 int32_t forward_sm90(const Problem& p, int dtype, void* stream);
+template <class T> int32_t queries_sm90(const Problem& p, void* stream);
+template <class T> int32_t keys_sm90(Problem& p, void* stream);
 #endif
 
 constexpr int64_t kMaxSmem = 227 * 1024;

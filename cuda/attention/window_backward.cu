@@ -41,11 +41,14 @@ template <class T, int DP> int32_t all_keys(Problem& p, void* stream) {
 }
 
 template <class T> int32_t run(Problem& p, int dtype, void* stream) {
-  int rc = delta_any(p, dtype, stream);
-  if (rc) return rc;
+  int rc = queries_sm90<T>(p, stream);
   ATTENTION_WIDTH_REL(p.q.n, DP, {
-    rc = all_queries<T, DP>(p, stream);
-    return rc ? rc : all_keys<T, DP>(p, stream);
+    if (rc == kElsewhere) {
+      rc = delta_any(p, dtype, stream);
+      if (!rc) rc = all_queries<T, DP>(p, stream);
+    }
+    if (!rc) rc = keys_sm90<T>(p, stream);
+    return rc == kElsewhere ? all_keys<T, DP>(p, stream) : rc;
   })
 }
 

@@ -171,6 +171,19 @@ TEST(attention_wgmma) {
   run<f16>({1, 1, 130, 225, 80, 80, false});
   run<bf16>({1, 1, 30, 40, 64, 72, false});  // not theirs
 }
+// Their gradients: part of a tile of 64, several, a lone query, other lengths of keys, and rows that are not aligned.
+TEST(attention_wgmma_gradients) {
+  const test::Wgmma on;
+  for (bool causal : {false, true}) {
+    run<bf16>({1, 1, 1, 1, 64, 64, causal});
+    run<f16>({1, 1, 77, 77, 80, 80, causal});
+    run<bf16>({1, 1, 260, 260, 64, 64, causal}, 1, true);
+    run<f16>({1, 1, 20, 140, 64, 64, causal});
+    run<bf16>({1, 1, 140, 20, 64, 64, causal});
+  }
+  run<bf16>({1, 1, 130, 196, 72, 56, false});
+  run<bf16>({1, 1, 70, 70, 63, 63, true});
+}
 TEST(attention_f32) {
   for (bool causal : {false, true}) {
     run<float>({1, 2, 70, 70, 24, 24, causal}, 1, true);

@@ -169,6 +169,18 @@ TEST(attention_window_wgmma) {
   run<bf16>({1, 5, 20, 1, 64, 2, 10, true, true});
   run<bf16>({1, 2, 9, 1, 64, 1, 5, true, false});  // not theirs, though of one row
 }
+// Their gradients: several windows, rows of 16, 48 and 64 tokens with padding; and what they leave to others.
+TEST(attention_window_wgmma_gradients) {
+  const test::Wgmma on;
+  run<f16>({1, 9, 30, 1, 80, 14, 14, true, true}, 2);
+  run<bf16>({2, 4, 16, 1, 64, 4, 16, false, true});
+  run<bf16>({1, 4, 64, 1, 64, 4, 64, false, true}, 1, true);
+  run<bf16>({1, 5, 70, 1, 80, 3, 61, true, true});
+  run<f16>({1, 6, 42, 1, 64, 6, 42, false, true});
+  run<bf16>({1, 5, 70, 1, 80, 4, 60, true, true});
+  run<bf16>({1, 8, 9, 1, 64, 7, 7, true, true});
+  run<bf16>({1, 8, 9, 2, 64, 7, 5, true, false});
+}
 TEST(attention_window_wgmma_global) {
   const test::Wgmma on;
   run<bf16>({1, 3, 64, 1, 64, 3, 64, false, true}, 1, true);
