@@ -214,6 +214,47 @@ def attention_warpgroups(batch=8, heads=12, side=64):
     return cases
 
 
+def gradient_work(op):
+    """Gradients of attention by warpgroups: the way of warps with work, which write relative terms."""
+    return 200 if op.startswith(("MUFU", "STG")) else usual_work(op)
+
+
+def attention_warpgroups_backward(batch=8, heads=12, side=64):
+    """sm90/backward.cu for d = 64: 128 queries or keys a block, 64 of the other side a step, the first step outside the loop.
+    Copies of a thread: its own two tiles, tables, two steps; others: pairs of terms of a warp, one by one and four at a time."""
+    b, tensor, groups, queries = "attention/sm90/backward", batch * side * side * heads * 128, batch * heads, batch * heads * side * side
+    cases, own, step = [], 8, 4
+    for win in (14, 64):
+        whole, across = win == side, -(-side // win)
+        rows, blocks, terms = side / (across * win), groups * across**2, queries * 2 * win * 4
+        steps, table, pairs, rel = (64, 8, 32, "8") if whole else (4, 2, 6.1, "2")
+        tiles = 32 if whole else 2
+        # of the second block of a window that the image cuts nothing is left
+        busy = blocks * 32 if whole else int(blocks * (2 - 1 / across))
+        stage = 128 * 256 + 3 * 16384
+        dq = Launch("dq", b, f"dq_wgmmaI.*bf16ELi64ELi{rel}E", 256, stage + (4 * win - 2) * 144 + 128 * (win | 1) * 8, busy, 4 * tensor + tensor + 2 * terms,
+                    [5, 4, 63, 4, 5] if whole else [2, 1, 3, 1, 2], {-1: own + table + 2 * step, 2: step},
+                    [(pairs % 4 if not whole else 0,) * 2, (pairs // 4,) * 2] * 2, work=gradient_work)
+        stride = 68 if whole else 36
+        dkv = Launch("dk, dv", b, f"dkv_wgmmaI.*bf16ELi64ELi{rel}E", 256, stage + 3 * 64 * (16 if whole else 8) + 3 * 64 * stride * 4, blocks * tiles,
+                     6 * tensor + terms, [(steps if whole else steps * rows) - 1], {-1: own + 2 * (step + (4 if whole else 2)), 0: step + (4 if whole else 2)},
+                     work=gradient_work)
+        parts = tables(win, groups * across**2 * win * rows, 1 if whole else 0.7, [1, 4, 8, 1, 16, 2, 32] if whole else [1, 1, 0.5, 0, 0, 1, 7], tensor + terms)
+        name = ("global" if whole else "window") + " attention by warpgroups + rel. pos., backward"
+        cases.append(Case(name, f"B{batch}, {side}x{side}, {win}x{win}, {heads}h, d64", 1353 if whole else 94, (1069 if whole else 57.5) * 1e9, 8 * tensor,
+                          ("T", 300) if whole else ("x", 2.5), [dq, dkv, parts]))
+    for name, length, floor, gflop in [("MAE-L encoder", 50, 49, 6.6), ("ViT-L", 197, 192, 102), ("L/14@336", 577, 1105, 873)]:
+        tiles = -(-length // 64)
+        groups_of, tensor = min(2, tiles), 256 * 16 * length * 128
+        blocks, per = 4096 * -(-tiles // groups_of), 2 * 4 // groups_of
+        smem = groups_of * 64 * 256 + 3 * 16384
+        copies = {-1: own + min(2, tiles) * per, 0: per if tiles > 2 else 0}
+        dq = Launch("dq", b, "dq_wgmmaI.*bf16ELi64ELin1E", groups_of * 128, smem, blocks, 5 * tensor, [tiles - 1], copies, work=gradient_work)
+        dkv = Launch("dk, dv", b, "dkv_wgmmaI.*bf16ELi64ELin1E", groups_of * 128, smem + 1536, blocks, 6 * tensor, [tiles - 1], copies, work=gradient_work)
+        cases.append(Case(f"attention {name} by warpgroups, backward", f"B256, S{length}, 16h, d64", floor, gflop * 1e9, 8 * tensor, (), [dq, dkv]))
+    return cases
+
+
 def contrastive():
     """BackwardPlan, ForwardPlan and query_splits of cuda/contrastive_*.cu for a budget of 256 MiB; 128x128 tiles, 4 stages."""
     n, d, smem, tile = 32768, 512, 81920, {-1: 12, 0: 3.25}
@@ -290,4 +331,4 @@ def memory():
 def cases():
     attention = plain("MAE-L encoder", 50, (24, 49), (2.6, 6.6)) + plain("ViT-L", 197, (96, 192), (41, 102))
     attention += plain("L/14@336", 577, (442, 1105), (349, 873))
-    return vitdet(14) + vitdet(64) + attention + attention_warpgroups() + contrastive() + contrastive_warpgroups() + memory()
+    return vitdet(14) + vitdet(64) + attention + attention_warpgroups() + attention_warpgroups_backward() + contrastive() + contrastive_warpgroups() + memory()
