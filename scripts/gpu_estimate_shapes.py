@@ -239,7 +239,7 @@ def attention_warpgroups_backward(batch=8, heads=12, side=64):
         dkv = Launch("dk, dv", b, f"dkv_wgmmaI.*bf16ELi64ELi{rel}E", 256, stage + 3 * 64 * (16 if whole else 8) + 3 * 64 * stride * 4, blocks * tiles,
                      6 * tensor + terms, [(steps if whole else steps * rows) - 1], {-1: own + 2 * (step + (4 if whole else 2)), 0: step + (4 if whole else 2)},
                      work=gradient_work)
-        parts = tables(win, groups * across**2 * win * rows, 1 if whole else 0.7, [1, 4, 8, 1, 16, 2, 32] if whole else [1, 1, 0.5, 0, 0, 1, 7], tensor + terms)
+        parts = tables(win, blocks * (256 if whole else win) * rows, 0.46 + 0.31 * 0.75 + 0.23 * 0.2 if whole else 1, tensor + terms)
         name = ("global" if whole else "window") + " attention by warpgroups + rel. pos., backward"
         cases.append(Case(name, f"B{batch}, {side}x{side}, {win}x{win}, {heads}h, d64", 1353 if whole else 94, (1069 if whole else 57.5) * 1e9, 8 * tensor,
                           ("T", 300) if whole else ("x", 2.5), [dq, dkv, parts]))
