@@ -85,14 +85,11 @@ multiply(const Operand<T> a, const Operand<T> b, int64_t depth, int64_t split, c
   const int64_t r0 = (int64_t)blockIdx.x * TILE, c0 = (int64_t)blockIdx.y * TILE, begin = (int64_t)blockIdx.z * split;
   Fragment<A> s;
   product<T, AM, BM>(s, a, b, r0, c0, begin, min(depth, begin + split), shared, at, tid);
-  A* partial = (A*)to.partial + (int64_t)blockIdx.z * to.rows * to.d;
+  A* tile = (A*)shared;
   UNROLL for (int i = 0; i < 8; i++)
-    UNROLL for (int j = 0; j < 8; j++) {
-      const int64_t r = r0 + at.row(i), c = c0 + at.column(j);
-      if (r >= to.rows || c >= to.d) continue;
-      if (to.splits > 1) partial[r * to.d + c] = s.at(i, j);
-      else to.settle(r * to.d + c, r, s.at(i, j));
-    }
+    UNROLL for (int j = 0; j < 8; j++) tile[at.row(i) * LD_M + at.column(j)] = s.at(i, j);
+  __syncthreads();
+  put_tile<T, TILE, TILE, LD_M, THREADS>(to, tile, r0, c0, blockIdx.z, tid);
 }
 
 /// Gradient of the positives that stand apart: -miss q.
@@ -177,7 +174,7 @@ int32_t launch_product(const Operand<T>& a, const Operand<T>& b, int64_t depth, 
   auto by_depth = multiply<T, AM, false>;
   auto kernel = b_by_row ? by_row : by_depth;
   if (wide) rc = product_wide(a, AM, b, depth, to, stream);
-  else LAUNCH(rc, kernel, grid, dim3(THREADS), shared_bytes<T>(), stream, a, b, depth, split, to);
+  else LAUNCH(rc, kernel, grid, dim3(THREADS), max(shared_bytes<T>(), TILE * LD_M * (int)sizeof(Acc<T>)), stream, a, b, depth, split, to);
   if (!rc && to.splits > 1) LAUNCH_FLAT(rc, combine<T>, dim3(grid_for(to.rows * to.d, 256)), dim3(256), stream, to);
   return rc;
 }

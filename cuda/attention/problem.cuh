@@ -138,14 +138,14 @@ template <class T, int WIDTH> struct Lanes {
 template <class T, int WIDTH> DEV void load_each(T* dst, int ld, const Problem& p, const Field& f, const Side& s, const Place& w,
                                                  int first, int rows, int tid, int threads) {
   constexpr int V = 16 / (int)sizeof(T), CH = WIDTH / V;
-  for (int i = tid; i < rows * CH; i += threads) {
+  ROLLED for (int i = tid; i < rows * CH; i += threads) {
     const int r = i / CH, c = i % CH * V, y = (first + r) / s.pitch, x = first + r - y * s.pitch;
     const T* from = source<T>(f, s, w, y, x);
     T* to = dst + r * ld + c;
     if (p.wide && from && c < f.n) {
       cp16(to, from + c);
     } else {
-      for (int e = 0; e < V; e++) to[e] = from && c + e < f.n ? from[c + e] : zero_of<T>();
+      ROLLED for (int e = 0; e < V; e++) to[e] = from && c + e < f.n ? from[c + e] : zero_of<T>();
     }
   }
 }
@@ -191,7 +191,7 @@ DEV void load_pair(T* dst, int apart, int ld, const Problem& p, const Field& f, 
 /// A dense table [rows, n] to shared memory, in the same way.
 template <class T, int WIDTH> DEV void load_table(T* dst, int ld, const Problem& p, const void* table, int rows, int n, int tid, int threads) {
   constexpr int V = 16 / (int)sizeof(T), CH = WIDTH / V;
-  for (int i = tid; i < rows * CH; i += threads) {
+  ROLLED for (int i = tid; i < rows * CH; i += threads) {
     const int r = i / CH, c = i % CH * V;
     T* d = dst + r * ld + c;
     const T* from = (const T*)table + (int64_t)r * n + c;
@@ -201,7 +201,7 @@ template <class T, int WIDTH> DEV void load_table(T* dst, int ld, const Problem&
     } else if (p.wide) {
       cp16(d, from);
     } else {
-      for (int e = 0; e < V; e++) d[e] = c + e < n ? from[e] : zero_of<T>();
+      ROLLED for (int e = 0; e < V; e++) d[e] = c + e < n ? from[e] : zero_of<T>();
     }
   }
 }
@@ -219,8 +219,8 @@ template <class T> DEV void store_pair(T* row, int c, int n, bool pairs, float a
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
 
 /// How relative terms are held in the tiles of the half types: not at all, in shared memory, or the column term
-/// in registers for window rows of exactly 8, 16 or 64 spare-padded columns.
-enum Rel { kNone = -1, kShared = 0, kRow8 = 1, kRow16 = 2, kRow64 = 8 };
+/// in registers for window rows of exactly 16 or 64 spare-padded columns.
+enum Rel { kNone = -1, kShared = 0, kRow16 = 2, kRow64 = 8 };
 
 }  // namespace attention
 }  // namespace smalti

@@ -20,11 +20,11 @@ template <class T, int DP, int REL, int NT, int THREADS, int BLOCKS> int32_t que
 
 template <class T, int DP> int32_t all_queries(const Problem& p, void* stream) {
   if constexpr (DP == 64 || DP == 80) {
-    if (p.ks.pitch == 8) return queries<T, DP, kRow8, 4, 128, 3>(p, stream);
     if (p.ks.pitch == 16) return queries<T, DP, kRow16, 4, 128, 3>(p, stream);
     if (p.ks.pitch == 64) return queries<T, DP, kRow64, 8, 128, 2>(p, stream);
   }
-  return queries<T, DP, kShared, DP <= 80 ? 8 : 4, 128, 2>(p, stream);
+  // of 80 columns, other windows than these are not worth kernels of their own
+  return queries<T, DP == 80 ? 128 : DP, kShared, DP < 80 ? 8 : 4, 128, 2>(p, stream);
 }
 
 template <class T, int DP> int32_t all_keys(Problem& p, void* stream) {

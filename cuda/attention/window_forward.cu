@@ -21,11 +21,11 @@ template <class T, int DP, int REL, int MT, int NT, int SUB, int THREADS, int BL
 template <class T> int32_t run(const Problem& p, void* stream) {
   ATTENTION_WIDTH_REL(p.q.n, DP, {
     if constexpr (DP == 64 || DP == 80) {
-      if (p.ks.pitch == 8) return go<T, DP, kRow8, 1, 4, 4, 128, 4>(p, stream);
       if (p.ks.pitch == 16) return go<T, DP, kRow16, 1, 4, 4, 224, 2>(p, stream);
       if (p.ks.pitch == 64) return go<T, DP, kRow64, 2, 8, 4, 128, 2>(p, stream);
     }
-    return go<T, DP, kShared, 1, 8, 8, 128, 2>(p, stream);
+    // of 80 columns, other windows than these are not worth kernels of their own
+    return go<T, DP == 80 ? 128 : DP, kShared, 1, 8, 8, 128, 2>(p, stream);
   })
 }
 

@@ -31,6 +31,20 @@ template <class T> struct Target {
   }
 };
 
+/// A tile of COLUMNS from shared memory, rows LD apart, to where it goes; `part`: of the depth. Written once and not unrolled:
+/// what becomes of a result is much code.
+template <class T, int ROWS, int COLUMNS, int LD, int THREADS>
+DEV void put_tile(const Target<T>& to, const Acc<T>* tile, int64_t r0, int64_t c0, int64_t part, int tid) {
+  Acc<T>* partial = to.splits > 1 ? (Acc<T>*)to.partial + part * to.rows * to.d : nullptr;
+  ROLLED for (int i = tid; i < ROWS * COLUMNS; i += THREADS) {
+    const int64_t r = r0 + i / COLUMNS, c = c0 + i % COLUMNS;
+    if (r >= to.rows || c >= to.d) continue;
+    const Acc<T> x = tile[i / COLUMNS * LD + i % COLUMNS];
+    if (partial) partial[r * to.d + c] = x;
+    else to.settle(r * to.d + c, r, x);
+  }
+}
+
 template <class T> __global__ void combine(const Target<T> to) {
   const int64_t threads = (int64_t)gridDim.x * blockDim.x, count = to.rows * to.d;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < count; i += threads) {

@@ -219,7 +219,8 @@ HOST_DEV float two_to(float x) {
   return exp2f(x);
 #endif
 }
-HOST_DEV double two_to(double x) { return exp2(x); }
+/// Much code in f64, at dozens of places a kernel.
+APART double two_to(double x) { return exp2(x); }
 
 constexpr double LOG2E = 1.4426950408889634, LN2 = 0.6931471805599453;
 

@@ -197,18 +197,12 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_tiles(const Operan
   }
   wgmma_wait<0>(acc);
   cp_wait<0>();
-  UNROLL for (int h = 0; h < 2; h++) {
-    const int64_t r = r0 + at.row0 + h * 8;
-    if (r >= to.rows) continue;
-    float* partial = to.splits > 1 ? (float*)to.partial + (blockIdx.z * to.rows + r) * to.d : nullptr;
-    UNROLL for (int j = 0; j < WIDE_COLUMNS / 8; j++) UNROLL for (int e = 0; e < 2; e++) {
-      const int64_t c = c0 + j * 8 + at.column0 + e;
-      const float x = acc[j * 4 + h * 2 + e];
-      if (c >= to.d) continue;
-      if (partial) partial[c] = x;
-      else to.settle(r * to.d + c, r, x);
-    }
-  }
+  __syncthreads();  // nobody reads the stages any more
+  constexpr int LD = WIDE_COLUMNS + 8;
+  float* tile = (float*)shared;
+  UNROLL for (int i = 0; i < WIDE_COLUMNS / 2; i++) tile[(at.row0 + (i >> 1 & 1) * 8) * LD + (i >> 2) * 8 + at.column0 + (i & 1)] = acc[i];
+  __syncthreads();
+  put_tile<T, WIDE_ROWS, WIDE_COLUMNS, LD, PRODUCT_THREADS>(to, tile, r0, c0, blockIdx.z, tid);
 }
 
 template <class T> int32_t launch(const Slopes<T>& s, int64_t groups, void* stream) {
