@@ -9,10 +9,3 @@ namespace smalti {
 bool wgmma_here();
 
 }  // namespace smalti
-
-// A kernel's body that only sm_90a can have.
-#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#define ON_SM90(...) __VA_ARGS__
-#else
-#define ON_SM90(...)
-#endif

@@ -6,6 +6,13 @@
 using namespace smalti;
 using test::Dev;
 
+// This file is compiled for other GPUs too.
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define ON_SM90(...) __VA_ARGS__
+#else
+#define ON_SM90(...)
+#endif
+
 namespace {
 
 constexpr int kDepth = 128;  // two tiles of 64
