@@ -2,14 +2,13 @@
 // exponentials of a logit one is taken: 2^(s - column) is 2^(s - row) times what depends on the row and what on the column.
 #include "../../common/reduce.cuh"
 #include "../slopes.cuh"
-#include "tile.cuh"
+#include "pass.cuh"
 
 namespace smalti {
 namespace contrastive {
 namespace {
 
-constexpr int THREADS_WIDE = 256, VALUES = WIDE / 2;  // of a thread
-constexpr int A_BYTES = TILE * 128, B_BYTES = WIDE * 128;
+constexpr int VALUES = PASS_VALUES;  // of a thread
 
 /// Log-sum-exps (to base 2) may differ by so much from the block's first row for one exponential to do.
 constexpr float NEAR = 30.f;
@@ -98,57 +97,28 @@ template <class T> DEV void store_rows(const float (&s)[VALUES], unsigned char* 
   }
 }
 
-/// `RESIDENT`: the queries' rows fit in shared memory.
-template <class T, bool RESIDENT> __global__ void __launch_bounds__(THREADS_WIDE, 1) slopes_tiles(const Slopes<T> p, int64_t group_tiles) {
+template <class T, bool RESIDENT> __global__ void __launch_bounds__(PASS_THREADS, 1) slopes_tiles(const Slopes<T> p, int64_t group_tiles) {
   DYN_SMEM(shared);
-  const int tid = threadIdx.x, steps = (int)((p.depth + WIDE_STEP - 1) / WIDE_STEP);
+  const int tid = threadIdx.x;
   const WidePlace at(tid);
-  unsigned char* stages = shared + (RESIDENT ? steps : WIDE_STAGES) * A_BYTES;
-  Columns& columns = *(Columns*)(stages + WIDE_STAGES * B_BYTES);
+  Columns& columns = *(Columns*)(shared + pass_bytes(p.depth, RESIDENT));
   const int64_t r0 = p.r0 + (int64_t)blockIdx.x * TILE, begin = p.c0 + blockIdx.y * group_tiles * WIDE, end = min(begin + group_tiles * WIDE, p.c_end);
   const float factor = *p.scale * (float)LOG2E, first = p.rows[r0];
   const Rows rows = fetch_rows(p, r0, first, at);
-
-  int64_t next = begin;  // tile, step and stage of the next load
-  int next_step = 0, slot = 0;
-  auto load = [&] {
-    if (next < end) {
-      if (!RESIDENT) load_wide<T, false, TILE, THREADS_WIDE>(shared + slot * A_BYTES, p.q, r0, next_step * WIDE_STEP, p.depth, tid);
-      load_wide<T, false, WIDE, THREADS_WIDE>(stages + slot * B_BYTES, p.k, next, next_step * WIDE_STEP, p.depth, tid);
-      if (++next_step == steps) { next_step = 0; next += WIDE; }
-    }
-    slot = (slot + 1) % WIDE_STAGES;
-    cp_commit();
-  };
-  for (int s = 0; RESIDENT && s < steps; s++) load_wide<T, false, TILE, THREADS_WIDE>(shared + s * A_BYTES, p.q, r0, s * WIDE_STEP, p.depth, tid);
-  load();
-  load();
-
+  Pass<T, RESIDENT> pass(p.q, p.k, shared, p.depth, r0, begin, end, tid);
   float acc[VALUES];
   double sum = 0;
-  int stage = 0;
   for (int64_t c0 = begin; c0 < end; c0 += WIDE) {
-    ROLLED for (int s = 0; s < steps; s++) {
-      cp_wait<1>();
-      proxy_fence();
-      __syncthreads();  // the stage has landed, and the multiplication before the last has been waited for by all
-      wgmma_fence();
-      multiply_wide<T, WIDE, false, false>(acc, shared + (RESIDENT ? s : stage) * A_BYTES, stages + stage * B_BYTES, at.group, s > 0);
-      load();
-      wgmma_wait<1>();
-      stage = (stage + 1) % WIDE_STAGES;
-    }
+    pass.multiply(acc, at.group);
     fetch_columns(columns, p, c0, first, tid);
-    wgmma_wait<0>(acc);
-    __syncthreads();  // nobody reads the last two stages any more: g goes by way of them
+    pass.finish(acc);
     const int64_t diagonal = r0 + p.label - c0;
     bool near = rows.near && p.c_end - c0 >= WIDE && (diagonal >= WIDE || diagonal <= -TILE);
     UNROLL for (int i = 0; i < WIDE / 32; i++) near = near && columns.near[i];
     if (__all_sync(~0u, near)) sum += together(acc, factor, rows, columns, at);
     else sum += apart(acc, factor, rows, columns, at, p, r0, c0);
-    const int free = (stage + (at.warp < 4 ? 3 : 2)) % WIDE_STAGES;
     const int64_t row = r0 - p.r0 + at.warp * 16, column = c0 - p.c0;
-    store_rows(acc, stages + free * B_BYTES + at.warp % 4 * 16 * WIDE * 2, p.g + row * p.ld + column, p.ld, p.r_end - p.r0 - row, (p.ld - column) / 8, at);
+    store_rows(acc, pass.free_stage(at.warp >> 2) + at.warp % 4 * 16 * WIDE * 2, p.g + row * p.ld + column, p.ld, p.r_end - p.r0 - row, (p.ld - column) / 8, at);
   }
   cp_wait<0>();
   if (!p.sums) return;
@@ -207,14 +177,13 @@ __global__ void __launch_bounds__(PRODUCT_THREADS, 1) product_tiles(const Operan
 
 template <class T> int32_t launch(const Slopes<T>& s, int64_t groups, void* stream) {
   int rc = 0;
-  const int steps = (int)((s.depth + WIDE_STEP - 1) / WIDE_STEP);
-  const bool resident = steps <= 8;
+  const bool stay = resident(s.depth);
   auto whole = slopes_tiles<T, true>;
   auto streamed = slopes_tiles<T, false>;
-  auto kernel = resident ? whole : streamed;
-  const int bytes = (resident ? steps : WIDE_STAGES) * A_BYTES + WIDE_STAGES * B_BYTES + (int)sizeof(Columns);
+  auto kernel = stay ? whole : streamed;
+  const int bytes = pass_bytes(s.depth, stay) + (int)sizeof(Columns);
   const int64_t group_tiles = ceil_div(ceil_div(s.c_end - s.c0, WIDE), groups);
-  LAUNCH(rc, kernel, dim3((unsigned)ceil_div(s.r_end - s.r0, TILE), (unsigned)groups), dim3(THREADS_WIDE), bytes, stream, s, group_tiles);
+  LAUNCH(rc, kernel, dim3((unsigned)ceil_div(s.r_end - s.r0, TILE), (unsigned)groups), dim3(PASS_THREADS), bytes, stream, s, group_tiles);
   return rc;
 }
 

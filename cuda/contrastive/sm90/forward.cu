@@ -1,26 +1,20 @@
 // The pass over tiles by warpgroups: 128 rows of queries stay in shared memory if they fit, tiles of 192 keys come by. A warp
 // takes the exponentials of a tile once, against its own largest logit; rows and columns are then sums of the same numbers.
 // Where that is too far from a row's or a column's largest, or the tile has edges or positives, it takes each by itself.
-#include "../sweep.cuh"
-#include "tile.cuh"
+#include "../../common/reduce.cuh"
+#include "pass.cuh"
 
 namespace smalti {
 namespace contrastive {
 namespace {
 
-constexpr int THREADS_WIDE = 256, VALUES = WIDE / 2, COLUMNS = WIDE / 4;  // of a thread
-constexpr int A_BYTES = TILE * 128, B_BYTES = WIDE * 128;
+constexpr int VALUES = PASS_VALUES, COLUMNS = WIDE / 4;  // of a thread
 
 struct Pair { float m, l; };
 
 /// A warp's maxima and sums over its 16 rows, one for each column of the tile.
 DEV void put_column(Pair* columns, const WidePlace& at, int v, float m, float l) {
   columns[at.warp * WIDE + (v >> 1) * 8 + at.column0 + (v & 1)] = {m, l};
-}
-
-DEV float warp_max(float m) {
-  for (int x = 1; x < 32; x <<= 1) m = fmaxf(m, __shfl_xor_sync(~0u, m, x));
-  return m;
 }
 
 /// Half of `count` values are this lane's, half its partner's: what remains are sums over both.
@@ -104,52 +98,22 @@ DEV Pair join_warps(const Pair* columns, int c) {
   return {m, l};
 }
 
-/// `RESIDENT`: the queries' rows fit in shared memory.
-template <class T, bool RESIDENT> __global__ void __launch_bounds__(THREADS_WIDE, 1) sweep_tiles(const Sweep<T> p) {
+template <class T, bool RESIDENT> __global__ void __launch_bounds__(PASS_THREADS, 1) sweep_tiles(const Sweep<T> p) {
   DYN_SMEM(shared);
-  const int tid = threadIdx.x, steps = (int)((p.depth + WIDE_STEP - 1) / WIDE_STEP);
+  const int tid = threadIdx.x;
   const WidePlace at(tid);
-  unsigned char* stages = shared + (RESIDENT ? steps : WIDE_STAGES) * A_BYTES;
   const int64_t n = p.q.rows, m = p.k.rows, local = (int64_t)blockIdx.x * TILE, r0 = p.first + local;
-  const int64_t begin = blockIdx.y * p.group_tiles, end = min(begin + p.group_tiles, p.tiles);
+  const int64_t begin = blockIdx.y * p.group_tiles * WIDE, end = min(begin + p.group_tiles * WIDE, m);
   const float signed_factor = *p.scale * (float)LOG2E, factor = fabsf(signed_factor);
-
-  int64_t next = begin;  // tile, step and stage of the next load
-  int next_step = 0, slot = 0;
-  auto load = [&] {
-    if (next < end) {
-      if (!RESIDENT) load_wide<T, false, TILE, THREADS_WIDE>(shared + slot * A_BYTES, p.q, r0, next_step * WIDE_STEP, p.depth, tid);
-      load_wide<T, false, WIDE, THREADS_WIDE>(stages + slot * B_BYTES, p.k, next * WIDE, next_step * WIDE_STEP, p.depth, tid);
-      if (++next_step == steps) { next_step = 0; next++; }
-    }
-    slot = (slot + 1) % WIDE_STAGES;
-    cp_commit();
-  };
-  for (int s = 0; RESIDENT && s < steps; s++) load_wide<T, false, TILE, THREADS_WIDE>(shared + s * A_BYTES, p.q, r0, s * WIDE_STEP, p.depth, tid);
-  load();
-  load();
-
+  Pass<T, RESIDENT> pass(p.q, p.k, shared, p.depth, r0, begin, end, tid);
   float acc[VALUES];
   Pair run[2] = {{-INFINITY, 0.f}, {-INFINITY, 0.f}};
-  int stage = 0;
-  for (int64_t tile = begin; tile < end; tile++) {
-    const unsigned char* last = nullptr;
-    ROLLED for (int s = 0; s < steps; s++) {
-      cp_wait<1>();
-      proxy_fence();
-      __syncthreads();  // the stage has landed, and the multiplication before the last has been waited for by all
-      wgmma_fence();
-      last = stages + stage * B_BYTES;
-      multiply_wide<T, WIDE, false, false>(acc, shared + (RESIDENT ? s : stage) * A_BYTES, last, at.group, s > 0);
-      load();
-      wgmma_wait<1>();
-      stage = (stage + 1) % WIDE_STAGES;
-    }
-    wgmma_wait<0>(acc);
-    __syncthreads();  // nobody reads the last stage any more: the columns' partial results go there
-    Pair* columns = p.column_part ? (Pair*)last : nullptr;
+  for (int64_t c0 = begin; c0 < end; c0 += WIDE) {
+    pass.multiply(acc, at.group);
+    pass.finish(acc);
+    Pair* columns = p.column_part ? (Pair*)pass.free_stage(0) : nullptr;
     if (signed_factor < 0.f) UNROLL for (int i = 0; i < VALUES; i++) acc[i] = -acc[i];
-    const int64_t c0 = tile * WIDE, diagonal = r0 + p.label - c0;
+    const int64_t diagonal = r0 + p.label - c0;
     const bool whole = n - r0 >= TILE && m - c0 >= WIDE && (diagonal >= WIDE || diagonal <= -TILE);
     Pair row[2];
     if (!whole || !together(acc, factor, at, row, columns)) {
@@ -172,13 +136,11 @@ template <class T, bool RESIDENT> __global__ void __launch_bounds__(THREADS_WIDE
 
 template <class T> int32_t launch(const Sweep<T>& s, int64_t row_tiles, int64_t groups, void* stream) {
   int rc = 0;
-  const int steps = (int)((s.depth + WIDE_STEP - 1) / WIDE_STEP);
-  const bool resident = steps <= 8;
+  const bool stay = resident(s.depth);
   auto whole = sweep_tiles<T, true>;
   auto streamed = sweep_tiles<T, false>;
-  auto kernel = resident ? whole : streamed;
-  const int bytes = (resident ? steps : WIDE_STAGES) * A_BYTES + WIDE_STAGES * B_BYTES;
-  LAUNCH(rc, kernel, dim3((unsigned)row_tiles, (unsigned)groups), dim3(THREADS_WIDE), bytes, stream, s);
+  auto kernel = stay ? whole : streamed;
+  LAUNCH(rc, kernel, dim3((unsigned)row_tiles, (unsigned)groups), dim3(PASS_THREADS), pass_bytes(s.depth, stay), stream, s);
   return rc;
 }
 
