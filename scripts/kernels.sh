@@ -18,6 +18,11 @@ case $mode in
     nvcc) compile=("${NVCC:-nvcc}" -O3 -lineinfo -Xfatbin=-compress-all "-gencode=arch=compute_${NVCC_ARCH:-90a},code=sm_${NVCC_ARCH:-90a}") ;;
     *) echo "unknown mode $mode" >&2; exit 2 ;;
 esac
+hopper=yes
+if [ "$mode" = nvcc ] && [ "${NVCC_ARCH:-90a}" != 90a ]; then
+    hopper=
+    compile+=(-DSMALTI_NO_SM90)
+fi
 language=(-x c++ -g -Wall -Wextra -Wno-unknown-pragmas)
 [ "$mode" = nvcc ] && language=(-x cu)
 
@@ -34,6 +39,11 @@ else
         while read -r f; do sources+=("$f"); done < <(find cuda -name '*.cu' ! -name status.cu | sort)
     fi
     for f in cuda/tests/*.cpp; do [ "$f" = cuda/tests/main.cpp ] || sources+=("$f"); done
+fi
+
+# Files in folders sm90 are for Hopper alone.
+if [ -z "$hopper" ]; then
+    for i in "${!sources[@]}"; do [[ ${sources[i]} != */sm90/* ]] || unset "sources[i]"; done
 fi
 
 # Recompile what is older than its source or any header; two compilers at a time.
